@@ -1,0 +1,76 @@
+"""mgen: run pretrained biological foundation models over a table.
+
+The names below are the public interface: what a plugin imports and what a notebook calls.
+Importing this package imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .api import (
+    Activations,
+    Backbone,
+    BackboneCard,
+    BackboneOptions,
+    Columns,
+    Inputs,
+    Ragged,
+    Reader,
+    ReaderCard,
+    ReaderOptions,
+    Row,
+    Rows,
+    Task,
+    TaskCard,
+    TaskOptions,
+    Want,
+    Writer,
+    WriterCard,
+)
+from .errors import InputError, MgenError, PluginError, RowError, RunError, WeightsError
+from .hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from .notebook import embed, read
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Activations",
+    "Backbone",
+    "BackboneCard",
+    "BackboneOptions",
+    "Columns",
+    "InputError",
+    "Inputs",
+    "MgenError",
+    "PluginError",
+    "Ragged",
+    "Reader",
+    "ReaderCard",
+    "ReaderOptions",
+    "Row",
+    "RowError",
+    "Rows",
+    "RunError",
+    "Task",
+    "TaskCard",
+    "TaskOptions",
+    "Want",
+    "WeightsError",
+    "Writer",
+    "WriterCard",
+    "embed",
+    "hookimpl",
+    "read",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # `embed` and `read` pull in the whole run; plugins and `--help` must not pay for that.
+    if name in ("embed", "read"):
+        from . import notebook
+
+        return getattr(notebook, name)
+    raise AttributeError(f"module 'mgen_core' has no attribute {name!r}")

@@ -1,0 +1,90 @@
+"""Work beside the main thread: items made ahead of their use, and results written behind it."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+def ahead(items: Iterable[T], depth: int = 4) -> Generator[T, None, None]:
+    """The same items, made by a thread that stays up to `depth` of them ahead.
+
+    An exception of the producer is raised here, after the items before it. Leaving the loop
+    early stops the thread.
+    """
+    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
+    stop = threading.Event()
+
+    def put(item: T | None, error: BaseException | None = None) -> None:
+        while not stop.is_set():
+            try:
+                return ready.put((item, error), timeout=0.1)
+            except queue.Full:
+                continue
+
+    def produce() -> None:
+        try:
+            for item in items:
+                put(item)
+                if stop.is_set():
+                    return
+        except BaseException as error:
+            put(None, error)
+        else:
+            put(None, StopIteration())
+
+    thread = threading.Thread(target=produce, name="mgen-ahead", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item  # type: ignore[misc]
+    finally:
+        stop.set()
+        thread.join()
+
+
+class Behind(Generic[T]):
+    """Calls `work` on each item in one thread, in order, at most `depth` items behind.
+
+    Once `work` has raised, no further item is worked on and the exception comes out of the next
+    `put`, or of leaving the `with` block: nothing is acknowledged after a failure.
+    """
+
+    def __init__(self, work: Callable[[T], None], depth: int = 4) -> None:
+        self._work = work
+        self._items: queue.Queue[T | None] = queue.Queue(depth)
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="mgen-behind", daemon=True)
+
+    def put(self, item: T) -> None:
+        """Hand over one item; waits while `depth` are pending."""
+        if self._error is not None:
+            raise self._error
+        self._items.put(item)
+
+    def __enter__(self) -> Behind[T]:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._items.put(None)
+        self._thread.join()
+        if self._error is not None and error is not self._error:
+            raise self._error
+
+    def _run(self) -> None:
+        while (item := self._items.get()) is not None:
+            if self._error is None:
+                try:
+                    self._work(item)
+                except BaseException as error:
+                    self._error = error

@@ -1,0 +1,60 @@
+"""The command line. Commands parse options and make one call; errors become messages here."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Optional
+
+import typer
+
+from ..errors import MgenError, Stopped
+from . import embed, listing, merge, plugins, status
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Run pretrained biological foundation models over a table; keep every row.",
+    epilog="Start with: mgen list backbones. Then: mgen embed --backbone NAME data.csv && "
+    "mgen merge predictions",
+)
+
+
+def _version(show: bool) -> None:
+    if show:
+        from importlib.metadata import version
+
+        typer.echo(f"mgen {version('mgen')}")
+        raise typer.Exit
+
+
+@app.callback()
+def mgen(
+    version: Annotated[
+        Optional[bool],
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = None,
+) -> None:
+    pass
+
+
+app.command("embed")(embed.embed)
+app.command("merge")(merge.merge)
+app.command("status")(status.status)
+app.command("list")(listing.list_cards)
+app.command("plugins")(plugins.plugins)
+
+
+def main() -> None:
+    """The `mgen` script. A user's mistake is two lines and exit code 1, never a traceback."""
+    try:
+        app()
+    except MgenError as error:
+        sys.stderr.write(f"error: {error.what}\n")
+        if error.hint:
+            sys.stderr.write(f"  try: {error.hint}\n")
+        sys.exit(128 + error.signal if isinstance(error, Stopped) else 1)
+    except BrokenPipeError:  # `mgen list backbones | head`
+        sys.stderr.close()
+        sys.exit(0)

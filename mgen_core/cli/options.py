@@ -1,0 +1,208 @@
+"""Options that several commands share: flag, help and type, once."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from ..errors import MgenError
+
+INPUT, MODEL, OUTPUT, RUN = "Input", "Model", "Output", "Run"
+
+
+class Dtype(str, Enum):
+    """Of the numbers that are stored."""
+
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
+class Precision(str, Enum):
+    """Of the arithmetic."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+class TooLong(str, Enum):
+    """What becomes of a row that is longer than the model takes."""
+
+    fail = "fail"
+    truncate = "truncate"
+
+
+class OnError(str, Enum):
+    """What becomes of the run when a row cannot be computed."""
+
+    skip = "skip"
+    stop = "stop"
+
+
+Data = Annotated[
+    Optional[list[str]],
+    typer.Argument(metavar="DATA...", help="Files, globs or Hugging Face datasets."),
+]
+Backbone = Annotated[
+    Optional[str],
+    typer.Option(
+        "--backbone", "-b", help="The model: `mgen list backbones`.", rich_help_panel=MODEL
+    ),
+]
+Weights = Annotated[
+    Optional[str],
+    typer.Option(
+        metavar="DIR|HUB_ID",
+        help="Weights to use instead of the published ones.",
+        rich_help_panel=MODEL,
+    ),
+]
+Revision = Annotated[
+    Optional[str],
+    typer.Option(help="Revision of the weights on the hub.", rich_help_panel=MODEL),
+]
+PrecisionOption = Annotated[
+    Optional[Precision],
+    typer.Option("--precision", help="Of the arithmetic.  [auto]", rich_help_panel=MODEL),
+]
+Option = Annotated[
+    Optional[list[str]],
+    typer.Option(
+        "--option",
+        metavar="KEY=VALUE",
+        help="An option of the backbone or reader; repeatable.",
+        rich_help_panel=MODEL,
+    ),
+]
+IdCol = Annotated[
+    Optional[str],
+    typer.Option(help="Column with ids.  [id, else row numbers]", rich_help_panel=INPUT),
+]
+XCol = Annotated[
+    Optional[str],
+    typer.Option(
+        help="Column with the input.  [sequence, sequences or seq]", rich_help_panel=INPUT
+    ),
+]
+Split = Annotated[Optional[str], typer.Option(help="Split of a dataset.", rich_help_panel=INPUT)]
+Reader = Annotated[
+    Optional[str],
+    typer.Option(
+        help="Format of DATA, where its suffix does not tell: `mgen list readers`.",
+        rich_help_panel=INPUT,
+    ),
+]
+Limit = Annotated[
+    Optional[int], typer.Option(help="Only the first N rows.", metavar="N", rich_help_panel=INPUT)
+]
+Output = Annotated[
+    Optional[Path],
+    typer.Option(
+        "--output", "-o", help="The run directory.  [predictions]", rich_help_panel=OUTPUT
+    ),
+]
+Writer = Annotated[
+    Optional[str],
+    typer.Option(
+        help="Format of the parts: `mgen list writers`.  [parquet]", rich_help_panel=OUTPUT
+    ),
+]
+DtypeOption = Annotated[
+    Optional[Dtype],
+    typer.Option("--dtype", help="Of the numbers stored.  [float32]", rich_help_panel=OUTPUT),
+]
+BatchTokens = Annotated[
+    Optional[str],
+    typer.Option(
+        metavar="auto|N",
+        help="Most tokens computed at once, padding included.  [auto]",
+        rich_help_panel=RUN,
+    ),
+]
+MaxLength = Annotated[
+    Optional[int],
+    typer.Option(
+        metavar="TOKENS",
+        help="Longest row, special tokens included.  [the model's]",
+        rich_help_panel=INPUT,
+    ),
+]
+TooLongOption = Annotated[
+    Optional[TooLong],
+    typer.Option(
+        "--too-long", help="Set longer rows aside, or cut them.  [fail]", rich_help_panel=INPUT
+    ),
+]
+OnErrorOption = Annotated[
+    Optional[OnError],
+    typer.Option(
+        "--on-error", help="Set a bad row aside, or stop at the first.  [skip]", rich_help_panel=RUN
+    ),
+]
+Overwrite = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Discard the run in --output first.", rich_help_panel=OUTPUT),
+]
+PlanOnly = Annotated[
+    bool,
+    typer.Option(
+        "--plan-only", help="Print what would be done; no weights needed.", rich_help_panel=RUN
+    ),
+]
+Config = Annotated[
+    Optional[list[Path]],
+    typer.Option(
+        "--config",
+        "-c",
+        metavar="FILE",
+        help="YAML with any of these options (batch_tokens: 4096); repeatable, last one wins; "
+        "the command line wins over all.",
+        rich_help_panel=RUN,
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]
+
+
+def split_list(values: list[str] | None) -> list[str] | None:
+    """`--pool mean,max --pool cls` as ["mean", "max", "cls"]; None when not given."""
+    if not values:
+        return None
+    return [item.strip() for value in values for item in value.split(",") if item.strip()]
+
+
+def parse_options(pairs: list[str] | None) -> dict[str, str]:
+    """`--option key=value` pairs. Raises `MgenError` for one without a key."""
+    found = {}
+    for pair in pairs or []:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise MgenError(f"--option {pair!r} is not KEY=VALUE", "write it as --option key=value")
+        found[key.strip()] = value
+    return found
+
+
+def parse_batch_tokens(value: str | None) -> int | None:
+    """A number, or None for `auto`. Raises `MgenError` for anything else."""
+    if value is None or value == "auto":
+        return None
+    if not value.isdigit():
+        raise MgenError(f"--batch-tokens {value!r} is not a number", "give a number, or auto")
+    return int(value)
+
+
+def merged_values(paths: list[Path] | None, flags: dict[str, Any]) -> dict[str, Any]:
+    """What the config files say, overruled by the flags that were given."""
+    from ..config import read_config
+
+    values = read_config(paths or [])
+    given = {
+        key: value.value if isinstance(value, Enum) else value
+        for key, value in flags.items()
+        if value is not None and value != [] and value is not False
+    }
+    options = {**values.get("options", {}), **given.pop("options", {})}
+    return {**values, **given, "options": options}

@@ -1,0 +1,105 @@
+"""Columns of a batch, on the CPU, as an Arrow table: one row for each row of the input."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from .plan import Batch, Failure
+
+BFLOAT16 = {b"mgen.dtype": b"bfloat16"}
+ROW, ID, ERROR = "row", "id", "error"
+
+
+@dataclass(frozen=True)
+class HostColumn:
+    """A column off the device: (n, ...) values, or (sum of lengths, ...) with `lengths`.
+
+    bfloat16, which numpy lacks, is uint16 with `bfloat16` set. A list is text or numbers.
+    """
+
+    values: np.ndarray[Any, Any] | list[Any]
+    lengths: np.ndarray[Any, Any] | None = None
+    bfloat16: bool = False
+
+    def __len__(self) -> int:
+        return len(self.values if self.lengths is None else self.lengths)
+
+    def finite(self) -> np.ndarray[Any, Any]:
+        """(n,) bool: entries without NaN or infinity."""
+        if isinstance(self.values, list) or not (self.bfloat16 or self.values.dtype.kind == "f"):
+            return np.ones(len(self), dtype=bool)
+        good = (
+            (self.values & 0x7F80) != 0x7F80 if self.bfloat16 else np.isfinite(self.values)
+        ).reshape(len(self.values), -1)
+        by_value = good.all(axis=1)
+        if self.lengths is None:
+            return np.asarray(by_value)
+        bad = np.concatenate(([0], np.cumsum(~by_value)))
+        ends = np.cumsum(self.lengths)
+        return np.asarray(bad[ends] == bad[ends - self.lengths])
+
+
+def to_table(
+    batch: Batch, columns: Mapping[str, HostColumn], metadata: Mapping[str, str], stored: str
+) -> tuple[pa.Table, list[Failure]]:
+    """The batch's rows with their columns, and the rows whose values are not finite.
+
+    Equal rows were computed once; here each gets its own copy.
+    """
+    good = np.logical_and.reduce([column.finite() for column in columns.values()])
+    failures = [
+        Failure(row.index, row.id, f"output is not finite in {stored} (NaN or infinity)")
+        for entry, fine in zip(batch.entries, good)
+        if not fine
+        for row in entry.rows
+    ]
+    kept = [number for number, fine in enumerate(good) if fine]
+    take = [number for number in kept for _ in batch.entries[number].rows]
+    rows = [row for number in kept for row in batch.entries[number].rows]
+    fields = [pa.field(ROW, pa.int64(), nullable=False), pa.field(ID, pa.string(), nullable=False)]
+    arrays: list[pa.Array] = [
+        pa.array([row.index for row in rows], pa.int64()),
+        pa.array([row.id for row in rows], pa.string()),
+    ]
+    for name, column in columns.items():
+        array = to_array(column)
+        if take != list(range(len(column))):
+            array = array.take(pa.array(take, pa.int64()))
+        arrays.append(array)
+        fields.append(pa.field(name, array.type, metadata=BFLOAT16 if column.bfloat16 else None))
+    schema = pa.schema(fields, metadata=dict(metadata) or None)
+    return pa.Table.from_arrays(arrays, schema=schema), failures
+
+
+def to_array(column: HostColumn) -> pa.Array:
+    """Entries as Arrow: nested fixed-size lists, inside a list when ragged; numbers not copied."""
+    if isinstance(column.values, list):
+        return pa.array(column.values)
+    array = pa.array(np.ascontiguousarray(column.values).reshape(-1))
+    for size in reversed(column.values.shape[1:]):
+        array = pa.FixedSizeListArray.from_arrays(array, size)
+    if column.lengths is None:
+        return array
+    offsets = np.concatenate(([0], np.cumsum(column.lengths))).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), array)
+
+
+def null_rows(schema: pa.Schema, failures: Sequence[Failure]) -> pa.Table:
+    """Failed rows as a table of `schema`: row, id and error told, everything else null."""
+    told = {
+        ROW: [failure.row for failure in failures],
+        ID: [failure.id for failure in failures],
+        ERROR: [failure.reason for failure in failures],
+    }
+    arrays = [
+        pa.array(told[field.name], field.type)
+        if field.name in told
+        else pa.nulls(len(failures), field.type)
+        for field in schema
+    ]
+    return pa.Table.from_arrays(arrays, schema=schema)

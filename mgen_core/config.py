@@ -1,0 +1,134 @@
+"""What a run is asked to do: one frozen value, checked once, from files and flags."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from .errors import MgenError
+
+StoredDtype = Literal["float32", "float16", "bfloat16"]
+Precision = Literal["auto", "fp32", "bf16"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A run. Field names are the command line's, and the keys of a `--config` file.
+
+    `options` are the `--option key=value` of the backbone, the reader and the task together.
+    """
+
+    task: str
+    backbone: str
+    data: tuple[str, ...]
+    output: Path = Path("predictions")
+    weights: str | None = None
+    revision: str | None = None
+    reader: str | None = None
+    id_col: str | None = None
+    x_col: str | None = None
+    split: str | None = None
+    writer: str = "parquet"
+    dtype: StoredDtype = "float32"
+    precision: Precision = "auto"
+    batch_tokens: int | None = None
+    max_length: int | None = None
+    too_long: Literal["fail", "truncate"] = "fail"
+    on_error: Literal["skip", "stop"] = "skip"
+    limit: int | None = None
+    overwrite: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("batch_tokens", "max_length", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise MgenError(f"{name} is {value}", "it must be 1 or more")
+        if not self.data:
+            raise MgenError("no input", "name a file, a glob or a dataset")
+
+
+def read_config(paths: Sequence[Path]) -> dict[str, Any]:
+    """The keys of the YAML files, the last file winning.
+
+    Raises `MgenError` for a file that is not there, not YAML, not a mapping, or has a key that
+    no `RunConfig` has.
+    """
+    import yaml
+
+    known = {f.name for f in dataclasses.fields(RunConfig)}
+    merged: dict[str, Any] = {}
+    for path in paths:
+        try:
+            found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except OSError as error:
+            raise MgenError(f"cannot read {path}: {error.strerror}", "check --config") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            where = getattr(error, "problem_mark", None)
+            line = f", line {where.line + 1}" if where else ""
+            problem = getattr(error, "problem", None) or "not a text file"
+            raise MgenError(f"{path}{line} is not YAML: {problem}", "mend that line") from error
+        if not isinstance(found, dict):
+            raise MgenError(f"{path} holds no keys", "write `key: value` lines, as `backbone: x`")
+        for key in found:
+            if key not in known:
+                raise MgenError(f"{path}: unknown key {key!r}", near(str(key), known))
+        merged.update(found)
+    return merged
+
+
+def make_config(values: Mapping[str, Any]) -> RunConfig:
+    """A checked RunConfig. Raises `MgenError` naming each field that does not fit."""
+    for name in ("task", "backbone", "data"):
+        if not values.get(name):
+            flag = "DATA" if name == "data" else f"--{name}"
+            raise MgenError(f"no {name} given", f"add {flag}, or `{name}:` to the config file")
+    data = values["data"]
+    return checked(RunConfig, {**values, "data": (data,) if isinstance(data, str) else data})
+
+
+def make_options(kinds: Sequence[type[Any]], given: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Each `--option` handed to the options classes that have a field of its name.
+
+    Raises `MgenError` for a key that none has. Values are checked by `checked`.
+    """
+    fields = [{f.name for f in dataclasses.fields(kind)} - RESERVED for kind in kinds]
+    for key in given:
+        if not any(key in names for names in fields):
+            known = set().union(*fields)
+            listed = f"there are: {', '.join(sorted(known))}" if known else "there are none here"
+            raise MgenError(f"no option {key!r}", f"{near(key, known)} {listed}".strip())
+    return [{k: v for k, v in given.items() if k in names} for names in fields]
+
+
+# Fields of options classes that have a flag of their own.
+RESERVED = {"weights", "split"}
+
+
+def checked(kind: type[T], values: Mapping[str, Any]) -> T:
+    """A dataclass made from loose values ("4" is 4), or `MgenError` saying which do not fit."""
+    import pydantic
+
+    try:
+        return pydantic.TypeAdapter(kind).validate_python(dict(values))
+    except pydantic.ValidationError as error:
+        faults = [
+            f"{'.'.join(map(str, fault['loc'])) or kind.__name__} = {fault['input']!r:.60}"
+            f" ({fault['msg'][0].lower() + fault['msg'][1:]})"
+            for fault in error.errors()
+        ]
+        raise MgenError(
+            f"does not fit: {'; '.join(faults)}", "give a value of that kind"
+        ) from error
+
+
+def near(name: str, known: set[str]) -> str:
+    """ "did you mean ...?", or nothing."""
+    import difflib
+
+    found = difflib.get_close_matches(name, sorted(known), n=1)
+    return f"did you mean {found[0]}?" if found else ""

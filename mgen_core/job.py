@@ -1,0 +1,99 @@
+"""A RunConfig made real: cards found, options checked, the table opened, the weights located."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from .api import Backbone, BackboneCard, Rows, Task, TaskCard, Writer, WriterCard
+from .catalog import Catalog
+from .config import RunConfig, checked, make_options
+from .errors import MgenError
+from .plan import PlanSettings, Window, windows
+from .table import Table, choose_columns, open_table
+
+ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+# Measured on CPUs: a moderate budget beats a large one. A GPU needs more to be kept busy.
+AUTO_BATCH_TOKENS = {"cpu": 2_048, "cuda": 16_384}
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything a run needs, still without weights in memory."""
+
+    config: RunConfig
+    backbone: Backbone
+    task: Task
+    writer: Writer
+    table: Table
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Longest row that is computed, special tokens included."""
+        return self.config.max_length or self.backbone.card.max_tokens
+
+    def row_bytes(self, tokens: int) -> int:
+        """Estimated bytes that a row of so many tokens leaves in a part."""
+        numbers = self.task.values(1, tokens)
+        return numbers * ITEM_BYTES[self.config.dtype] + 40
+
+    def settings(self, batch_tokens: int) -> PlanSettings:
+        """What the plan depends on, beside the rows."""
+        return PlanSettings(batch_tokens, self.max_tokens, self.config.too_long)
+
+    def windows(self, settings: PlanSettings) -> Iterator[Window]:
+        """The plan, window by window, read from the input anew."""
+        return windows(self.table, self.backbone, settings, self.row_bytes)
+
+
+def open_job(
+    config: RunConfig, catalog: Catalog, *, rows: Rows | None = None, download: bool = True
+) -> Job:
+    """Resolve every name of the config; `rows` stands in for files (rows that are in memory).
+
+    Without `download`, weights that are not on this machine are left out: enough for planning.
+    Raises `MgenError` for the first thing that cannot be had.
+    """
+    backbone_card = catalog.find(BackboneCard, config.backbone)
+    task_card = catalog.find(TaskCard, config.task)
+    writer_card = catalog.find(WriterCard, config.writer)
+    given = _options(config, catalog, backbone_card, task_card, rows)
+    table = (
+        open_table(config, catalog, backbone_card.needs)
+        if rows is None
+        else choose_columns((rows,), config, backbone_card.needs)
+    )
+    from . import hub  # the hub client is slow to import: only once the rest is in order
+
+    located = hub.locate(config.weights, backbone_card, config.revision, download=download)
+    options = checked(backbone_card.options, {**given[0], "weights": located})
+    backbone = backbone_card.load(backbone_card, options)
+    task = task_card.load(task_card, checked(task_card.options, given[1]), backbone)
+    _check_length(config, backbone)
+    return Job(config, backbone, task, writer_card.load(writer_card), table)
+
+
+def _options(
+    config: RunConfig,
+    catalog: Catalog,
+    backbone: BackboneCard,
+    task: TaskCard,
+    rows: Rows | None,
+) -> list[dict[str, Any]]:
+    kinds: list[type[Any]] = [backbone.options, task.options]
+    if rows is None:
+        from .api import ReaderCard
+
+        kinds += [offer.card.options for offer in catalog.offers(ReaderCard)]
+    return make_options(kinds, config.options)
+
+
+def _check_length(config: RunConfig, backbone: Backbone) -> None:
+    most = backbone.max_positions
+    if most is not None and config.max_length is not None and config.max_length > most:
+        raise MgenError(
+            f"--max-length {config.max_length} is over what {backbone.card.name} can take",
+            f"its positions end at {most}",
+        )

@@ -1,0 +1,168 @@
+"""The run directory's record of itself: what was planned, what is done.
+
+    run.json                     config, versions, digests, plan: written once, by rank 0
+    failed/plan.jsonl            rows set aside while planning (row, id, reason)
+    parts/rank-00000/batch-00000017.parquet
+    failed/rank-00000/batch-00000017.jsonl
+    done/rank-00000.jsonl        one line a part: what it holds and its checksum
+    run.lock                     held while a process is at work here
+
+Parts are found through the done-logs, never by looking what lies in the folder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from . import storage
+from .errors import RunError
+from .plan import Failure
+
+FORMAT = 1
+RECORD = "run.json"
+LOCK = "run.lock"
+DIGESTS = ("input", "weights")
+OURS = (RECORD, "parts", "done", "failed", LOCK)
+
+
+@dataclass(frozen=True)
+class Done:
+    """A line of the done-log: a part that is complete and durable.
+
+    `file` is relative to the run directory; `rows` are in it, `failed` beside it in `failures`;
+    `first` and `last` are the smallest and largest row index of both.
+    """
+
+    batch: int
+    file: str
+    rows: int
+    failed: int
+    first: int
+    last: int
+    bytes: int
+    sha256: str
+    seconds: float
+    failures: str | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A run directory that holds a run."""
+
+    folder: Path
+    record: dict[str, Any]
+
+    @classmethod
+    def open(cls, folder: Path) -> Manifest:
+        """Raises `RunError` for a folder without a run, or one made by a newer mgen."""
+        path = folder / RECORD
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise RunError(f"no run in {folder}", "give the folder that --output named") from None
+        except (OSError, ValueError) as error:
+            raise RunError(f"cannot read {path}: {error}", "restore the file") from error
+        if record.get("format") != FORMAT:
+            raise RunError(
+                f"{path} has format {record.get('format')!r}, this mgen reads {FORMAT}",
+                "use the mgen that made the run",
+            )
+        return cls(folder, record)
+
+    @property
+    def batches(self) -> int:
+        """How many batches the plan has."""
+        return int(self.record["plan"]["batches"])
+
+    @property
+    def rows(self) -> int:
+        """How many rows the input has."""
+        return int(self.record["plan"]["rows"])
+
+    @property
+    def windows(self) -> list[tuple[int, int, int, int]]:
+        """First row, rows, first batch, batches of each window."""
+        return [tuple(window) for window in self.record["plan"]["windows"]]
+
+    def done(self) -> dict[int, Done]:
+        """Batch number -> its part, for each part whose file is there in its full length."""
+        found = {}
+        for log in sorted((self.folder / "done").glob("rank-*.jsonl")):
+            for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+                if (part := _done(line)) and self._whole(part):
+                    found[part.batch] = part
+        return found
+
+    def missing(self) -> list[int]:
+        """Numbers of the batches that are not done."""
+        done = self.done()
+        return [number for number in range(self.batches) if number not in done]
+
+    def log(self, rank: int, part: Done) -> None:
+        """Acknowledge a part: from this line on it counts as done."""
+        storage.append_line(self.folder / f"done/rank-{rank:05d}.jsonl", json.dumps(asdict(part)))
+
+    def planned_failures(self) -> Iterator[Failure]:
+        """Rows set aside while planning, in input order."""
+        return read_failures(self.folder / "failed/plan.jsonl")
+
+    def _whole(self, part: Done) -> bool:
+        path = self.folder / part.file
+        return path.is_file() and path.stat().st_size == part.bytes
+
+
+def part_path(rank: int, batch: int, suffix: str) -> str:
+    """Where a part lies, relative to the run directory."""
+    return f"parts/rank-{rank:05d}/batch-{batch:08d}{suffix}"
+
+
+def failures_path(rank: int, batch: int) -> str:
+    """Where the rows that failed in a batch are told, relative to the run directory."""
+    return f"failed/rank-{rank:05d}/batch-{batch:08d}.jsonl"
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """A text file of lines, atomically."""
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.writelines(lines)
+
+    storage.write_atomic(path, write)
+
+
+def read_failures(path: Path) -> Iterator[Failure]:
+    """The failures of a file of `Failure.line`s; nothing where there is no such file."""
+    if not path.exists():
+        return
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            yield Failure(**json.loads(line))
+
+
+def difference(old: dict[str, Any], new: dict[str, Any]) -> Sequence[str]:
+    """Words for each key whose value differs between two records."""
+    return [
+        f"{key} has changed"
+        if key in DIGESTS
+        else f"{key} was {_short(old.get(key))}, now {_short(new.get(key))}"
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key)
+    ]
+
+
+def _done(line: str) -> Done | None:
+    try:
+        return Done(**json.loads(line))
+    # A line torn by a crash: its part was not acknowledged and is computed again.
+    except (ValueError, TypeError):
+        return None
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}..."

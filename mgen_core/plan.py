@@ -1,0 +1,261 @@
+"""Rows to windows of batches: pure functions, no torch, no files.
+
+The plan depends on the rows and the `PlanSettings` alone, so that every rank, and every later
+start of the same run, arrives at the same batches without talking to anyone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import json
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from .api import Backbone, Row
+from .errors import RowError
+
+TooLong = Literal["fail", "truncate"]
+
+
+@dataclass(frozen=True)
+class PlanSettings:
+    """Everything beside the rows that the plan depends on.
+
+    - `batch_tokens`: most tokens in a batch, padding included; one longer row is a batch.
+    - `max_tokens`: longest row, special tokens included; None: no limit.
+    - `window_*`: a window closes when any of these is reached. They bound memory: rows are held,
+      and merge restores the input order, a window at a time.
+    """
+
+    batch_tokens: int
+    max_tokens: int | None = None
+    too_long: TooLong = "fail"
+    window_rows: int = 65_536
+    window_tokens: int = 2**25
+    window_bytes: int = 2**28
+
+
+class Failure(NamedTuple):
+    """A row that was set aside, and why."""
+
+    row: int
+    id: str
+    reason: str
+
+    def line(self) -> str:
+        """The failure as a line of JSON."""
+        return json.dumps(self._asdict(), ensure_ascii=False) + "\n"
+
+
+class Entry(NamedTuple):
+    """One input to compute, and every row of the window that holds it."""
+
+    tokens: int
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What is computed, written and committed together. Its number is global."""
+
+    number: int
+    entries: tuple[Entry, ...]
+
+    @property
+    def rows(self) -> list[Row]:
+        """Every row that this batch answers, duplicates included."""
+        return [row for entry in self.entries for row in entry.rows]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that carry data."""
+        return sum(entry.tokens for entry in self.entries)
+
+    @property
+    def computed(self) -> int:
+        """Tokens that are computed: every entry is padded to the longest, which is the first."""
+        return len(self.entries) * self.entries[0].tokens
+
+
+@dataclass(frozen=True)
+class Window:
+    """A run of neighbouring rows, from `first` on, planned together."""
+
+    first: int
+    rows: int
+    batches: tuple[Batch, ...]
+    failures: tuple[Failure, ...]
+    notes: Counter[str]
+
+
+@dataclass
+class Survey:
+    """What a whole plan comes to; `digest` names the plan itself."""
+
+    rows: int = 0
+    failed: int = 0
+    tokens: int = 0
+    computed: int = 0
+    distinct: int = 0
+    batches: int = 0
+    bytes: int = 0
+    longest: int = 0
+    largest: int = 0
+    notes: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    windows: list[tuple[int, int, int, int]] = field(default_factory=list)
+    digest: str = ""
+
+    @property
+    def useful(self) -> float:
+        """Share of the computed tokens that carry data."""
+        return self.tokens / self.computed if self.computed else 1.0
+
+
+def windows(
+    rows: Iterable[Row],
+    backbone: Backbone,
+    settings: PlanSettings,
+    row_bytes: Callable[[int], int] = lambda tokens: 0,
+) -> Iterator[Window]:
+    """Plan the rows, window by window; `row_bytes(tokens)` estimates a row's output."""
+    batches = 0
+    for first, entries, failures, notes in _measured(rows, backbone, settings, row_bytes):
+        cut = make_batches(merge_equal(entries), settings.batch_tokens, batches)
+        batches += len(cut)
+        yield Window(first, len(entries) + len(failures), cut, tuple(failures), notes)
+
+
+def merge_equal(entries: Sequence[Entry]) -> list[Entry]:
+    """Entries with the same data become one, computed once; rows with fields stay apart."""
+    found: dict[object, Entry] = {}
+    for entry in entries:
+        row = entry.rows[0]
+        key = row.index if row.fields or not isinstance(row.data, str) else row.data
+        earlier = found.get(key)
+        found[key] = Entry(entry.tokens, earlier.rows + entry.rows) if earlier else entry
+    return list(found.values())
+
+
+def make_batches(entries: Sequence[Entry], budget: int, number: int = 0) -> tuple[Batch, ...]:
+    """Longest first, cut so that entries x longest stays within the budget.
+
+    Longest first also means that a batch too large for the memory shows at once, not hours in.
+    """
+    ordered = sorted(entries, key=lambda entry: (-entry.tokens, entry.rows[0].index))
+    batches: list[Batch] = []
+    start = 0
+    while start < len(ordered):
+        size = max(budget // max(ordered[start].tokens, 1), 1)
+        cut = tuple(ordered[start : start + size])
+        batches.append(Batch(number + len(batches), cut))
+        start += size
+    return tuple(batches)
+
+
+def deal(batches: Sequence[Batch], world_size: int) -> list[list[Batch]]:
+    """One list of batches a rank, near equal in computed tokens: costliest first, to the idlest."""
+    ranks: list[list[Batch]] = [[] for _ in range(world_size)]
+    idle = [(0, rank) for rank in range(world_size)]
+    for batch in sorted(batches, key=lambda batch: (-batch.computed, batch.number)):
+        load, rank = heapq.heappop(idle)
+        ranks[rank].append(batch)
+        heapq.heappush(idle, (load + batch.computed, rank))
+    return ranks
+
+
+def survey(planned: Iterable[Window], row_bytes: Callable[[int], int]) -> Iterator[Window | Survey]:
+    """Passes the windows through and gives, last, what they came to."""
+    total, digest = Survey(), hashlib.sha256()
+    for window in planned:
+        total.windows.append((window.first, window.rows, total.batches, len(window.batches)))
+        total.rows += window.rows
+        total.failed += len(window.failures)
+        total.notes += window.notes
+        total.reasons.update(kind_of(failure.reason) for failure in window.failures)
+        for batch in window.batches:
+            _add(total, batch, row_bytes)
+            numbers = [number for entry in batch.entries for number in _identity(entry)]
+            digest.update(array("q", [batch.number, *numbers]).tobytes())
+        yield window
+    total.digest = digest.hexdigest()
+    yield total
+
+
+def kind_of(reason: str) -> str:
+    """The reason without its values, so that equal kinds can be counted together."""
+    return reason.split(" at position ")[0].split(": ")[0]
+
+
+def _add(total: Survey, batch: Batch, row_bytes: Callable[[int], int]) -> None:
+    total.batches += 1
+    total.distinct += len(batch.entries)
+    total.tokens += batch.tokens
+    total.computed += batch.computed
+    total.longest = max(total.longest, batch.entries[0].tokens)
+    total.largest = max(total.largest, batch.computed)
+    total.bytes += sum(row_bytes(entry.tokens) * len(entry.rows) for entry in batch.entries)
+
+
+def _identity(entry: Entry) -> Iterator[int]:
+    yield entry.tokens
+    yield from (row.index for row in entry.rows)
+
+
+def _measured(
+    rows: Iterable[Row],
+    backbone: Backbone,
+    settings: PlanSettings,
+    row_bytes: Callable[[int], int],
+) -> Iterator[tuple[int, list[Entry], list[Failure], Counter[str]]]:
+    """Rows, prepared and measured, cut into windows."""
+    first = tokens = size = 0
+    entries: list[Entry] = []
+    failures: list[Failure] = []
+    notes: Counter[str] = Counter()
+    for row in rows:
+        try:
+            entry = _entry(row, backbone, settings, notes)
+        except RowError as error:
+            failures.append(Failure(row.index, row.id, str(error)))
+        else:
+            entries.append(entry)
+            tokens += entry.tokens
+            size += row_bytes(entry.tokens)
+        count = len(entries) + len(failures)
+        if (
+            count >= settings.window_rows
+            or tokens >= settings.window_tokens
+            or size >= settings.window_bytes
+        ):
+            yield first, entries, failures, notes
+            first, tokens, size = first + count, 0, 0
+            entries, failures, notes = [], [], Counter()
+    if entries or failures:
+        yield first, entries, failures, notes
+
+
+def _entry(row: Row, backbone: Backbone, settings: PlanSettings, notes: Counter[str]) -> Entry:
+    """Raises `RowError` for a row that cannot be computed."""
+    try:
+        prepared = backbone.prepare(row)
+        tokens = backbone.measure(prepared)
+        if note := backbone.note(row, prepared):
+            notes[note] += 1
+        limit = settings.max_tokens
+        if limit is not None and tokens > limit:
+            if settings.too_long == "fail":
+                raise RowError(f"too long: {tokens:,} tokens, at most {limit:,}")
+            notes["truncated"] += 1
+            prepared = backbone.truncate(prepared, limit)
+            tokens = backbone.measure(prepared)
+    except RowError:
+        raise
+    except Exception as error:
+        # A plugin's bug costs the row it stumbled on, not the run.
+        raise RowError(f"{backbone.card.name} failed: {type(error).__name__}: {error}") from error
+    return Entry(tokens, (prepared,))

@@ -1,0 +1,131 @@
+"""What a person sees of a run: a few lines, and a progress bar on a terminal."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+    from .job import Job
+    from .manifest import Done, Manifest
+    from .plan import Batch, Survey
+
+QUIET_SECONDS = 30.0
+
+
+class Screen:
+    """Says nothing: what a notebook gets, and what `ConsoleScreen` overrides."""
+
+    def planning(self, rows: int) -> None:
+        """So many rows were read so far."""
+
+    def planned(self, job: Job, plan: Survey) -> None:
+        """The plan is made."""
+
+    def loaded(self, job: Job, parameters: int, place: str, seconds: float) -> None:
+        """The model is ready."""
+
+    def start(self, manifest: Manifest, done: dict[int, Done]) -> None:
+        """Computing begins; `done` was done by an earlier start."""
+
+    def committed(self, batch: Batch, part: Done) -> None:
+        """A part is durable."""
+
+    def close(self) -> None:
+        """The run is over, well or not."""
+
+
+class ConsoleScreen(Screen):
+    """Lines on stderr; a bar where that is a terminal, a plain line now and then elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bar: Progress | None = None
+        self.task: TaskID | None = None
+        self.said = self.began = time.monotonic()
+        self.rows = self.total = self.tokens = 0
+
+    def say(self, label: str, text: str) -> None:
+        """One line: a label, then the facts."""
+        self.console.print(f"[bold]{label:<9}[/bold] {text}", highlight=False, soft_wrap=True)
+
+    def planning(self, rows: int) -> None:
+        if self._due():
+            self.say("reading", f"{rows:,} rows so far")
+
+    def planned(self, job: Job, plan: Survey) -> None:
+        for label, text in plan_lines(job, plan):
+            self.say(label, text)
+
+    def loaded(self, job: Job, parameters: int, place: str, seconds: float) -> None:
+        origin = "" if job.backbone.options.weights else ", random weights"
+        size = f"{parameters:,} parameters" if parameters else "no parameters"
+        name = job.backbone.card.name
+        self.say("model", f"{name}: {size}{origin}, {place}, ready in {seconds:.1f} s")
+
+    def start(self, manifest: Manifest, done: dict[int, Done]) -> None:
+        from rich import progress
+
+        self.total = manifest.rows - manifest.record["plan"]["failed"]
+        self.rows = sum(part.rows + part.failed for part in done.values())
+        self.began = self.said = time.monotonic()
+        if done:
+            self.say("resuming", f"{self.rows:,} of {self.total:,} rows were done before")
+        if self.console.is_terminal:
+            self.bar = progress.Progress(
+                progress.TextColumn("[bold]computing[/bold]"),
+                progress.BarColumn(),
+                progress.TextColumn("{task.completed:,.0f} of {task.total:,.0f} rows"),
+                progress.TextColumn("{task.fields[speed]}"),
+                progress.TimeRemainingColumn(),
+                console=self.console,
+                transient=True,
+            )
+            self.task = self.bar.add_task("", total=self.total, completed=self.rows, speed="")
+            self.bar.start()
+
+    def committed(self, batch: Batch, part: Done) -> None:
+        self.rows += part.rows + part.failed
+        self.tokens += batch.tokens
+        speed = f"{self.tokens / max(time.monotonic() - self.began, 1e-9):,.0f} tokens/s"
+        if self.bar is not None and self.task is not None:
+            self.bar.update(self.task, completed=self.rows, speed=speed)
+        elif self._due():
+            self.say("computing", f"{self.rows:,} of {self.total:,} rows, {speed}")
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def _due(self) -> bool:
+        now = time.monotonic()
+        due = now - self.said >= QUIET_SECONDS
+        self.said = now if due else self.said
+        return due
+
+
+def plan_lines(job: Job, plan: Survey) -> list[tuple[str, str]]:
+    """The plan in words: label and text of each line."""
+    columns = f"input {job.table.x_col!r}, id {job.table.id_col!r}"
+    if job.table.id_col is None:
+        columns = f"input {job.table.x_col!r}, no id column: ids are row numbers"
+    lines = [("rows", f"{plan.rows:,} ({columns})")]
+    lines += [("", f"{count:,} rows: {note}") for note, count in plan.notes.most_common()]
+    lines += [
+        ("set aside", f"{count:,} rows: {reason}") for reason, count in plan.reasons.most_common()
+    ]
+    same = plan.rows - plan.failed - plan.distinct
+    if same:
+        lines.append(("", f"{same:,} rows repeat an earlier one and are computed once"))
+    if plan.batches:
+        lines.append(
+            (
+                "plan",
+                f"{plan.tokens:,} tokens in {plan.batches:,} batches, largest {plan.largest:,}; "
+                f"{plan.useful:.0%} of computed tokens are useful",
+            )
+        )
+    return lines

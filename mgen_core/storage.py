@@ -1,0 +1,168 @@
+"""Every call that changes the disk: atomic files, append-only logs, the lock.
+
+A file appears under its name only when it is complete and durable: it is written beside it,
+fsynced, renamed, and the folder is fsynced. Nothing else in mgen writes, renames or deletes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+from .errors import RunError
+
+TEMPORARY = ".tmp"
+
+
+def make_folder(path: Path) -> None:
+    """The folder and its parents, durable. Raises `RunError` where it cannot be."""
+    try:
+        new = [folder for folder in (path, *path.parents) if not folder.exists()]
+        path.mkdir(parents=True, exist_ok=True)
+        for folder in new:
+            sync(folder.parent)
+    except OSError as error:
+        raise disk_error(error, path) from error
+
+
+def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
+    """Call `write` on a temporary path, then give the result its name, durably."""
+    temporary = path.with_name(f".{path.name}{TEMPORARY}")
+    try:
+        write(temporary)
+        sync(temporary)
+        os.replace(temporary, path)
+        sync(path.parent)
+    except OSError as error:
+        _forget(temporary)
+        raise disk_error(error, path) from error
+    except BaseException:
+        _forget(temporary)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """A whole text file, atomically."""
+    write_atomic(path, lambda temporary: _write(temporary, text))
+
+
+def append_line(path: Path, line: str) -> None:
+    """One durable line at the end of a log; a line that was torn by a crash is cut off first."""
+    try:
+        new = not path.exists()
+        with open(path, "a+b") as file:
+            _drop_torn_line(file)
+            file.write(line.encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        if new:
+            sync(path.parent)
+    except OSError as error:
+        raise disk_error(error, path) from error
+
+
+def remove(path: Path) -> None:
+    """A file or a folder with all that is in it; nothing when it is not there."""
+    try:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise disk_error(error, path) from error
+
+
+@contextlib.contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Hold the lock file; raises `RunError` when another process holds it.
+
+    The kernel drops the lock with the process, so a killed run never leaves one behind.
+    """
+    try:
+        file = open(path, "a+")  # noqa: SIM115 - closed below, errors of opening are told apart
+    except OSError as error:
+        raise disk_error(error, path) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise RunError(
+                f"another mgen ({file.read().strip() or 'unknown process'}) is at work in "
+                f"{path.parent}",
+                "wait for it, stop it, or choose another --output",
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()}")
+        file.flush()
+        yield
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file's bytes, as `sha256sum` prints it."""
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def free_bytes(path: Path) -> int:
+    """Free space on the disk that holds the path, or would hold it."""
+    whole = path.absolute()
+    existing = next(folder for folder in (whole, *whole.parents) if folder.exists())
+    return shutil.disk_usage(existing).free
+
+
+def sync(path: Path) -> None:
+    """Make a file's bytes durable, or a folder's names (a rename is atomic, not durable)."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def disk_error(error: OSError, path: Path) -> RunError:
+    """What the disk said, in the user's words."""
+    return RunError(
+        f"cannot write {path}: {error.strerror or error}",
+        _HINTS.get(error.errno or 0, "mend the disk, then start the same command again"),
+    )
+
+
+_HINTS = {
+    errno.ENOSPC: "make room, then start the same command again: it goes on where it stopped",
+    errno.EDQUOT: "your quota is used up: make room, then start the same command again",
+    errno.EACCES: "choose a folder that you may write to",
+    errno.EPERM: "choose a folder that you may write to",
+    errno.EROFS: "the disk is read-only: choose another folder",
+    errno.ENOTDIR: "a file stands where a folder is needed: choose another folder",
+    errno.EEXIST: "a file stands where a folder is needed: choose another folder",
+}
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def _forget(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+def _drop_torn_line(file: IO[bytes]) -> None:
+    end = file.seek(0, os.SEEK_END)
+    if end == 0:
+        return
+    file.seek(end - 1)
+    if file.read(1) != b"\n":
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)

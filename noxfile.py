@@ -1,0 +1,50 @@
+"""The project's checks: `nox` runs them all, `nox -s tests` one of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nox
+
+nox.options.default_venv_backend = "venv"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.sessions = ["lint", "types", "docs", "tests"]
+
+PLUGINS = sorted(str(path.parent) for path in Path("plugins").glob("*/pyproject.toml"))
+PACKAGES = [str(path.parent) for path in Path("plugins").glob("*/*/plugin.py")]
+
+
+def install(session: nox.Session, *groups: str) -> None:
+    """The core, all plugins and the tools of the groups, at the pinned versions."""
+    tools = nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), *groups)
+    session.install("-c", "constraints.txt", ".", *PLUGINS, *tools)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """All tests, on the CPU."""
+    install(session, "tests")
+    session.run("pytest", "-n", "2", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation's links, references and code blocks."""
+    install(session, "tests")
+    session.run("pytest", "tests/docs", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, and the direction of dependencies."""
+    install(session, "lint")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("lint-imports")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Types of the core and of every plugin."""
+    install(session, "types")
+    session.run("mypy", "mgen_core", *PACKAGES)

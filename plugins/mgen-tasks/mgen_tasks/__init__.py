@@ -1,0 +1,1 @@
+"""The everyday tasks of mgen."""

@@ -1,0 +1,65 @@
+"""Items made ahead and work done behind: order kept, failures heard, threads ended."""
+
+import threading
+import time
+
+import pytest
+
+from mgen_core.background import Behind, ahead
+
+
+def threads():
+    return [t.name for t in threading.enumerate() if t.name.startswith("mgen-")]
+
+
+def test_ahead_keeps_order_and_stays_ahead():
+    made = []
+    items = ahead((made.append(n) or n for n in range(20)), depth=3)
+    assert next(items) == 0
+    time.sleep(0.3)
+    assert 2 <= len(made) <= 6  # ahead, but not the whole input
+    assert list(items) == list(range(1, 20))
+    assert threads() == []
+
+
+def test_ahead_raises_what_the_producer_raised_after_the_items_before_it():
+    def items():
+        yield 1
+        raise ValueError("line 2")
+
+    seen = []
+    with pytest.raises(ValueError, match="line 2"):
+        for item in ahead(items()):
+            seen.append(item)
+    assert seen == [1]
+
+
+def test_leaving_early_ends_the_thread():
+    items = ahead(iter(range(10**9)))
+    next(items)
+    items.close()
+    assert threads() == []
+
+
+def test_behind_works_in_order_and_finishes_on_exit():
+    done = []
+    with Behind(done.append) as behind:
+        for n in range(50):
+            behind.put(n)
+    assert done == list(range(50))
+    assert threads() == []
+
+
+def test_behind_stops_working_after_a_failure_and_says_so():
+    done = []
+
+    def work(n):
+        if n == 3:
+            raise OSError("disk full")
+        done.append(n)
+
+    with pytest.raises(OSError, match="disk full"), Behind(work) as behind:
+        for n in range(100):
+            behind.put(n)
+    assert done == [0, 1, 2]
+    assert threads() == []

@@ -1,0 +1,39 @@
+"""`mgen --help` answers at once: nothing heavy is imported, and it costs little more than Typer."""
+
+import importlib.metadata
+import json
+import statistics
+import subprocess
+import sys
+import time
+
+HEAVY = ["torch", "deepspeed", "transformers", "numpy", "pyarrow", "datasets", "pandas", "pydantic"]
+
+
+def test_help_imports_nothing_heavy_and_no_plugin():
+    plugins = {p.module.split(".")[0] for p in importlib.metadata.entry_points(group="mgen")}
+    code = (
+        "import sys, json\n"
+        "from mgen_core.cli import main\n"
+        "sys.argv = ['mgen', '--help']\n"
+        "try: main()\n"
+        "except SystemExit as end: print(json.dumps([end.code, sorted(sys.modules)]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    code, modules = json.loads(done.stdout.splitlines()[-1])
+    assert code == 0
+    assert not set(HEAVY) & set(modules)
+    assert plugins and not plugins & set(modules)
+
+
+def test_help_takes_at_most_three_times_what_typer_takes():
+    def seconds(*command):
+        start = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True)
+        return time.perf_counter() - start
+
+    ratios = []
+    for _ in range(7):  # in turn, so that a busy machine slows both
+        typer = seconds(sys.executable, "-c", "import typer")
+        ratios.append(seconds(sys.executable, "-m", "mgen_core", "--help") / typer)
+    assert statistics.median(ratios) <= 3

@@ -1,0 +1,108 @@
+"""Inputs become rows: columns chosen, several files joined, an index for life."""
+
+import pytest
+
+from mgen_core import InputError, Reader, ReaderCard, Rows, hookimpl
+from mgen_core.catalog import Catalog
+from mgen_core.config import RunConfig
+from mgen_core.notebook import MemoryRows
+from mgen_core.table import choose_columns, find_reader, open_table
+
+
+class Lines(Reader):
+    def open(self, uri):
+        with open(uri) as file:
+            return MemoryRows({"sequence": file.read().split()})
+
+
+class Plugin:
+    @hookimpl
+    def mgen_readers(self):
+        return [
+            ReaderCard("lines", "", Lines, suffixes=(".txt",)),
+            ReaderCard("zipped", "", Lines, suffixes=(".txt.gz", ".gz")),
+            ReaderCard("hub", "", Lines, claims=lambda uri: uri.count("/") == 1 and ":" in uri),
+        ]
+
+
+CATALOG = Catalog.of(Plugin())
+
+
+def config(*data, **more):
+    return RunConfig(task="embed", backbone="b", data=data, **more)
+
+
+def rows_of(columns, **more):
+    return list(choose_columns((MemoryRows(columns),), config("memory", **more), ()))
+
+
+def test_index_runs_through_all_files_and_globs_are_sorted(tmp_path):
+    (tmp_path / "b.txt").write_text("GG TT")
+    (tmp_path / "a.txt").write_text("AA CC AA")
+    rows = list(open_table(config(str(tmp_path / "*.txt")), CATALOG))
+    assert [(row.index, row.id, row.data) for row in rows] == [
+        (0, "0", "AA"),
+        (1, "1", "CC"),
+        (2, "2", "AA"),
+        (3, "3", "GG"),
+        (4, "4", "TT"),
+    ]
+
+
+@pytest.mark.parametrize("name", ["sequence", "sequences", "seq", "Sequence", "SEQ"])
+def test_the_input_column_has_usual_names(name):
+    assert [row.data for row in rows_of({"note": ["x"], name: ["ACGT"]})] == ["ACGT"]
+
+
+def test_ids_may_repeat_or_be_missing():
+    rows = rows_of({"id": ["p1", None, "p1", ""], "seq": ["A", "C", "G", "T"]})
+    assert [row.id for row in rows] == ["p1", "1", "p1", "3"]
+
+
+def test_columns_can_be_named_and_the_mistake_lists_them():
+    table = {"name": ["x"], "peptide": ["ACGT"]}
+    (row,) = rows_of(table, id_col="name", x_col="peptide")
+    assert (row.id, row.data) == ("x", "ACGT")
+    with pytest.raises(InputError) as caught:
+        rows_of(table)
+    assert "name, peptide" in caught.value.hint and "--x-col" in caught.value.hint
+    with pytest.raises(InputError, match="no column 'nope'") as caught:
+        rows_of(table, x_col="nope")
+    assert "name, peptide" in caught.value.hint
+
+
+def test_limit_and_fields():
+    source = MemoryRows({"seq": ["A", "C", "G"], "msa": [["A"], ["C"], ["G"]]})
+    rows = list(choose_columns((source,), config("memory", limit=2), ("msa",)))
+    assert [row.fields["msa"] for row in rows] == [["A"], ["C"]]
+
+
+def test_the_longest_suffix_chooses_the_reader():
+    assert find_reader("x.txt", CATALOG).name == "lines"
+    assert find_reader("X.TXT.GZ", CATALOG).name == "zipped"
+    assert find_reader("hub:/name", CATALOG).name == "hub"
+    with pytest.raises(InputError) as caught:
+        find_reader("x.docx", CATALOG)
+    assert "--reader" in caught.value.hint and ".txt" in caught.value.hint
+
+
+def test_what_is_not_there_is_named(tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        open_table(config(str(tmp_path / "no.txt")), CATALOG)
+    with pytest.raises(InputError, match="nothing matches"):
+        open_table(config(str(tmp_path / "*.txt")), CATALOG)
+
+
+def test_the_digest_tells_content_and_columns_apart():
+    def digest(columns, **more):
+        return choose_columns((MemoryRows(columns),), config("memory", **more), ()).digest()
+
+    table = {"id": ["a", "b"], "seq": ["A", "C"]}
+    assert digest(table) == digest(dict(table))
+    assert digest(table) != digest({**table, "seq": ["A", "G"]})
+    assert digest(table) != digest(table, limit=1)
+    assert digest(table) != digest(table, id_col="seq")
+
+
+def test_rows_is_the_contract_of_readers():
+    assert isinstance(MemoryRows(["ACGT"]), Rows)
