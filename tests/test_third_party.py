@@ -82,7 +82,9 @@ def test_it_is_listed_and_the_broken_one_beside_it_as_broken(environment):
     listed = json.loads(mgen(environment, "list", "backbones", "--json").stdout)
     (card,) = [card for card in listed if card["name"] == "tinydna-1m"]
     assert card["plugin"] == "mgen-tinydna"
-    plugins = {p["distribution"]: p for p in json.loads(mgen(environment, "plugins", "--json").stdout)}
+    plugins = {
+        p["distribution"]: p for p in json.loads(mgen(environment, "plugins", "--json").stdout)
+    }
     assert plugins["mgen-tinydna"]["offers"] == ["tinydna-1m"]
     assert "a_library_that_is_not_there" in plugins["mgen-wreck"]["problem"]
     assert "Traceback" in mgen(environment, "plugins", "-v").stdout
@@ -98,5 +100,7 @@ def test_it_runs(environment, tmp_path):
 
 def test_the_contract_check_accepts_it(environment):
     code = "from mgen_core.testing import check_backbone; check_backbone('tinydna-1m')"
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr

@@ -14,7 +14,6 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
     help="Run pretrained biological foundation models over a table; keep every row.",
     epilog="Start with: mgen list backbones. Then: mgen embed --backbone NAME data.csv && "
     "mgen merge predictions",

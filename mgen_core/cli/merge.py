@@ -11,9 +11,9 @@ from . import options as o
 
 
 def merge(
-    run: Annotated[Path, typer.Argument(help="The run directory.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run directory.")],
     to: Annotated[
-        Optional[Path], typer.Option(help="The file to write.  [RUN.parquet, beside RUN]")
+        Optional[Path], typer.Option(help="The file to write. Default: RUN.parquet, beside RUN.")
     ] = None,
     format: Annotated[
         Optional[str], typer.Option(help="Its format, where the suffix does not tell.")
@@ -32,7 +32,7 @@ def merge(
         bool, typer.Option("--allow-missing", help="Merge what there is of an unfinished run.")
     ] = False,
 ) -> None:
-    """One file of a run: every row once, in input order, or a refusal that says what is missing."""
+    """One file of a run: every row once, in input order."""
     from ..catalog import discover
     from ..merge import Selection
     from ..merge import merge as merge_run

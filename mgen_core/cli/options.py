@@ -67,7 +67,7 @@ Revision = Annotated[
 ]
 PrecisionOption = Annotated[
     Optional[Precision],
-    typer.Option("--precision", help="Of the arithmetic.  [auto]", rich_help_panel=MODEL),
+    typer.Option("--precision", help="Of the arithmetic. Default: auto.", rich_help_panel=MODEL),
 ]
 Option = Annotated[
     Optional[list[str]],
@@ -80,12 +80,12 @@ Option = Annotated[
 ]
 IdCol = Annotated[
     Optional[str],
-    typer.Option(help="Column with ids.  [id, else row numbers]", rich_help_panel=INPUT),
+    typer.Option(help="Column with ids. Default: id, else row numbers.", rich_help_panel=INPUT),
 ]
 XCol = Annotated[
     Optional[str],
     typer.Option(
-        help="Column with the input.  [sequence, sequences or seq]", rich_help_panel=INPUT
+        help="Column with the input. Default: sequence, sequences or seq.", rich_help_panel=INPUT
     ),
 ]
 Split = Annotated[Optional[str], typer.Option(help="Split of a dataset.", rich_help_panel=INPUT)]
@@ -102,24 +102,26 @@ Limit = Annotated[
 Output = Annotated[
     Optional[Path],
     typer.Option(
-        "--output", "-o", help="The run directory.  [predictions]", rich_help_panel=OUTPUT
+        "--output", "-o", help="The run directory. Default: predictions.", rich_help_panel=OUTPUT
     ),
 ]
 Writer = Annotated[
     Optional[str],
     typer.Option(
-        help="Format of the parts: `mgen list writers`.  [parquet]", rich_help_panel=OUTPUT
+        help="Format of the parts: `mgen list writers`. Default: parquet.", rich_help_panel=OUTPUT
     ),
 ]
 DtypeOption = Annotated[
     Optional[Dtype],
-    typer.Option("--dtype", help="Of the numbers stored.  [float32]", rich_help_panel=OUTPUT),
+    typer.Option(
+        "--dtype", help="Of the numbers stored. Default: float32.", rich_help_panel=OUTPUT
+    ),
 ]
 BatchTokens = Annotated[
     Optional[str],
     typer.Option(
         metavar="auto|N",
-        help="Most tokens computed at once, padding included.  [auto]",
+        help="Most tokens computed at once, padding included. Default: auto.",
         rich_help_panel=RUN,
     ),
 ]
@@ -127,20 +129,24 @@ MaxLength = Annotated[
     Optional[int],
     typer.Option(
         metavar="TOKENS",
-        help="Longest row, special tokens included.  [the model's]",
+        help="Longest row, special tokens included. Default: the model's.",
         rich_help_panel=INPUT,
     ),
 ]
 TooLongOption = Annotated[
     Optional[TooLong],
     typer.Option(
-        "--too-long", help="Set longer rows aside, or cut them.  [fail]", rich_help_panel=INPUT
+        "--too-long",
+        help="Set longer rows aside, or cut them. Default: fail.",
+        rich_help_panel=INPUT,
     ),
 ]
 OnErrorOption = Annotated[
     Optional[OnError],
     typer.Option(
-        "--on-error", help="Set a bad row aside, or stop at the first.  [skip]", rich_help_panel=RUN
+        "--on-error",
+        help="Set a bad row aside, or stop at the first. Default: skip.",
+        rich_help_panel=RUN,
     ),
 ]
 Overwrite = Annotated[

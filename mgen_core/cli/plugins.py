@@ -15,7 +15,7 @@ def plugins(
     ] = False,
     as_json: o.Json = False,
 ) -> None:
-    """The installed plugins: what each offers, its import time, and what is wrong with it."""
+    """The installed plugins: what each offers, or what is wrong with it."""
     import json
 
     from ..catalog import discover

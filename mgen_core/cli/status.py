@@ -11,9 +11,10 @@ from . import options as o
 
 
 def status(
-    run: Annotated[Path, typer.Argument(help="The run directory.")], as_json: o.Json = False
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run directory.")],
+    as_json: o.Json = False,
 ) -> None:
-    """What a run directory holds: done, missing, set aside, and the command that finishes it."""
+    """What a run has done, what is missing, and what to type next."""
     import json
 
     from ..manifest import Manifest
