@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -53,13 +53,16 @@ def ahead(items: Iterable[T], depth: int = 4) -> Generator[T, None, None]:
 
 
 class Behind(Generic[T]):
-    """Calls `work` on each item in one thread, in order, at most `depth` items behind.
+    """Calls `work` on the items in one thread, in order, at most `depth` items behind.
+
+    `work` gets all the items that are waiting, so that what costs once a call (making a log
+    durable) costs less the further it is behind.
 
     Once `work` has raised, no further item is worked on and the exception comes out of the next
     `put`, or of leaving the `with` block: nothing is acknowledged after a failure.
     """
 
-    def __init__(self, work: Callable[[T], None], depth: int = 4) -> None:
+    def __init__(self, work: Callable[[Sequence[T]], None], depth: int = 16) -> None:
         self._work = work
         self._items: queue.Queue[T | None] = queue.Queue(depth)
         self._error: BaseException | None = None
@@ -82,9 +85,15 @@ class Behind(Generic[T]):
             raise self._error
 
     def _run(self) -> None:
-        while (item := self._items.get()) is not None:
-            if self._error is None:
+        ended = False
+        while not ended:
+            items = [self._items.get()]
+            while not self._items.empty():
+                items.append(self._items.get())
+            ended = items[-1] is None
+            waiting = [item for item in items if item is not None]
+            if waiting and self._error is None:
                 try:
-                    self._work(item)
+                    self._work(waiting)
                 except BaseException as error:
                     self._error = error

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import Any
 
 from .api import Backbone, BackboneCard, Rows, Task, TaskCard, Writer, WriterCard
@@ -34,10 +35,16 @@ class Job:
         """Longest row that is computed, special tokens included."""
         return self.config.max_length or self.backbone.card.max_tokens
 
-    def row_bytes(self, tokens: int) -> int:
+    @cached_property
+    def row_bytes(self) -> Callable[[int], int]:
         """Estimated bytes that a row of so many tokens leaves in a part."""
-        numbers = self.task.values(1, tokens)
-        return numbers * ITEM_BYTES[self.config.dtype] + 40
+        item = ITEM_BYTES[self.config.dtype]
+
+        @cache  # asked for every row, and lengths repeat
+        def row_bytes(tokens: int) -> int:
+            return self.task.values(1, tokens) * item + 40
+
+        return row_bytes
 
     def settings(self, batch_tokens: int) -> PlanSettings:
         """What the plan depends on, beside the rows."""

@@ -102,9 +102,10 @@ class Manifest:
         done = self.done()
         return [number for number in range(self.batches) if number not in done]
 
-    def log(self, rank: int, part: Done) -> None:
-        """Acknowledge a part: from this line on it counts as done."""
-        storage.append_line(self.folder / f"done/rank-{rank:05d}.jsonl", json.dumps(asdict(part)))
+    def log(self, rank: int, parts: Sequence[Done]) -> None:
+        """Acknowledge parts: from these lines on they count as done."""
+        lines = [json.dumps(asdict(part)) for part in parts]
+        storage.append_lines(self.folder / f"done/rank-{rank:05d}.jsonl", lines)
 
     def planned_failures(self) -> Iterator[Failure]:
         """Rows set aside while planning, in input order."""
@@ -125,14 +126,10 @@ def failures_path(rank: int, batch: int) -> str:
     return f"failed/rank-{rank:05d}/batch-{batch:08d}.jsonl"
 
 
-def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """A text file of lines, atomically."""
-
-    def write(temporary: Path) -> None:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.writelines(lines)
-
-    storage.write_atomic(path, write)
+def write_lines(lines: Iterable[str], path: Path) -> None:
+    """A text file of lines that end in a newline."""
+    with open(path, "w", encoding="utf-8") as file:
+        file.writelines(lines)
 
 
 def read_failures(path: Path) -> Iterator[Failure]:

@@ -15,14 +15,15 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from . import manifest as manifests
 from . import storage
-from .api import Inputs, Rows
+from .api import Inputs, Rows, Writer
 from .background import Behind, ahead
 from .catalog import Catalog
 from .columns import HostColumn, to_table
@@ -34,9 +35,19 @@ from .plan import Batch, Failure, PlanSettings, Survey, survey
 from .screen import Screen
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from .engine import LocalEngine, Placement
 
 RANK = 0
+
+
+class Computed(NamedTuple):
+    """A batch whose columns are off the device, on the way to the disk."""
+
+    batch: Batch
+    columns: dict[str, HostColumn]
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -275,7 +286,7 @@ def record(
     storage.make_folder(folder / "done")
     storage.make_folder(folder / "failed")
     failures.seek(0)
-    manifests.write_lines(folder / "failed/plan.jsonl", failures)
+    storage.write_atomic(folder / "failed/plan.jsonl", partial(manifests.write_lines, failures))
     described = _record(job, identity, plan)
     text = json.dumps(described, indent=1, ensure_ascii=False)
     storage.write_text(folder / manifests.RECORD, text + "\n")
@@ -299,9 +310,10 @@ def compute(
                 if batch.number not in done:
                     yield batch, job.backbone.collate([entry.rows[0] for entry in batch.entries])
 
-    def commit(work: tuple[Batch, dict[str, HostColumn], float]) -> None:
-        part = write_part(job, manifest, *work)
-        screen.committed(work[0], part)
+    def commit(waiting: Sequence[Computed]) -> None:
+        parts = write_parts(job, manifest, waiting)
+        for computed, part in zip(waiting, parts):
+            screen.committed(computed.batch, part)
 
     screen.start(manifest, done)
     with Behind(commit) as writer, contextlib.closing(ahead(pending())) as batches:
@@ -309,45 +321,54 @@ def compute(
             start = time.perf_counter()
             rows = [entry.rows[0] for entry in batch.entries]
             columns = engine.forward(inputs, rows, job.config.dtype)
-            writer.put((batch, columns, time.perf_counter() - start))
+            writer.put(Computed(batch, columns, time.perf_counter() - start))
             if stop.signal is not None:
                 break
 
 
-def write_part(
-    job: Job,
-    manifest: Manifest,
-    batch: Batch,
-    columns: dict[str, HostColumn],
-    seconds: float,
+def write_parts(job: Job, manifest: Manifest, waiting: Sequence[Computed]) -> list[Done]:
+    """Commit batches: the rows that failed, the parts, then the lines that make them count."""
+    files: dict[Path, Callable[[Path], None]] = {}
+    filed = []
+    for batch, columns, seconds in waiting:
+        table, failures = to_table(batch, columns, job.task.metadata, job.config.dtype)
+        if failures and job.config.on_error == "stop":
+            raise _stopped_by(failures[0])
+        told = manifests.failures_path(RANK, batch.number) if failures else None
+        if told:
+            lines = [failure.line() for failure in failures]
+            files[manifest.folder / told] = partial(manifests.write_lines, lines)
+        file = manifests.part_path(RANK, batch.number, job.writer.card.suffix)
+        files[manifest.folder / file] = partial(_write_table, job.writer, table)
+        filed.append((batch, seconds, file, table.num_rows, len(failures), told))
+    for folder in {path.parent for path in files}:
+        storage.make_folder(folder)
+    storage.write_all(files)
+    parts = [_done(manifest.folder, *facts) for facts in filed]
+    manifest.log(RANK, parts)
+    return parts
+
+
+def _write_table(writer: Writer, table: pa.Table, path: Path) -> None:
+    writer.write(path, [table], table.schema)
+
+
+def _done(
+    folder: Path, batch: Batch, seconds: float, file: str, rows: int, failed: int, told: str | None
 ) -> Done:
-    """Commit a batch: the rows that failed, the part, then the line that makes it count."""
-    table, failures = to_table(batch, columns, job.task.metadata, job.config.dtype)
-    if failures and job.config.on_error == "stop":
-        raise _stopped_by(failures[0])
-    told = manifests.failures_path(RANK, batch.number) if failures else None
-    if told:
-        storage.make_folder((manifest.folder / told).parent)
-        manifests.write_lines(manifest.folder / told, (f.line() for f in failures))
-    file = manifests.part_path(RANK, batch.number, job.writer.card.suffix)
-    path = manifest.folder / file
-    storage.make_folder(path.parent)
-    storage.write_atomic(path, lambda temporary: job.writer.write(temporary, [table], table.schema))
     indices = [row.index for row in batch.rows]
-    part = Done(
+    return Done(
         batch=batch.number,
         file=file,
-        rows=table.num_rows,
-        failed=len(failures),
+        rows=rows,
+        failed=failed,
         first=min(indices),
         last=max(indices),
-        bytes=path.stat().st_size,
-        sha256=storage.checksum(path),
+        bytes=(folder / file).stat().st_size,
+        sha256=storage.checksum(folder / file),
         seconds=round(seconds, 4),
         failures=told,
     )
-    manifest.log(RANK, part)
-    return part
 
 
 def report(manifest: Manifest, stop: Stop) -> Report:

@@ -12,13 +12,15 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
 from .errors import RunError
 
 TEMPORARY = ".tmp"
+SYNCERS = 16
 
 
 def make_folder(path: Path) -> None:
@@ -34,17 +36,30 @@ def make_folder(path: Path) -> None:
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
     """Call `write` on a temporary path, then give the result its name, durably."""
-    temporary = path.with_name(f".{path.name}{TEMPORARY}")
+    write_all({path: write})
+
+
+def write_all(files: Mapping[Path, Callable[[Path], None]]) -> None:
+    """`write_atomic` of several files: on return all are durable under their names.
+
+    Files are synced side by side, which a disk does in little more time than it takes for one.
+    """
+    temporaries = {path: path.with_name(f".{path.name}{TEMPORARY}") for path in files}
+    path = next(iter(files))
     try:
-        write(temporary)
-        sync(temporary)
-        os.replace(temporary, path)
-        sync(path.parent)
-    except OSError as error:
-        _forget(temporary)
-        raise disk_error(error, path) from error
-    except BaseException:
-        _forget(temporary)
+        for path, write in files.items():
+            write(temporaries[path])
+        with ThreadPoolExecutor(SYNCERS) as pool:
+            list(pool.map(sync, temporaries.values()))
+        for path, temporary in temporaries.items():
+            os.replace(temporary, path)
+        for folder in {path.parent for path in files}:
+            sync(folder)
+    except BaseException as error:
+        for temporary in temporaries.values():
+            _forget(temporary)
+        if isinstance(error, OSError):
+            raise disk_error(error, path) from error
         raise
 
 
@@ -53,13 +68,13 @@ def write_text(path: Path, text: str) -> None:
     write_atomic(path, lambda temporary: _write(temporary, text))
 
 
-def append_line(path: Path, line: str) -> None:
-    """One durable line at the end of a log; a line that was torn by a crash is cut off first."""
+def append_lines(path: Path, lines: Sequence[str]) -> None:
+    """Durable lines at the end of a log; a line that was torn by a crash is cut off first."""
     try:
         new = not path.exists()
         with open(path, "a+b") as file:
             _drop_torn_line(file)
-            file.write(line.encode() + b"\n")
+            file.write("".join(f"{line}\n" for line in lines).encode())
             file.flush()
             os.fsync(file.fileno())
         if new:

@@ -5,6 +5,7 @@ The core loads weights, never a plugin. No pickle of a checkpoint is ever execut
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import math
@@ -34,6 +35,7 @@ BLOCKS = 16  # and how often per tensor
 FETCH_AGAIN = "the file is incomplete or damaged: fetch it again"
 TOO_LARGE = "a .bin file larger than memory cannot be mapped: use safetensors, or smaller shards"
 NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000) if sys.platform == "linux" else 0
+LIBC = ctypes.CDLL(None)
 SAFETENSORS_DTYPES = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
@@ -94,9 +96,10 @@ class Checkpoint:
         for key in sorted(self.keys):
             dtype, shape = self.keys[key]
             seen.update(json.dumps([key, str(dtype), shape]).encode())
-            for start, stop in _sampled(math.prod(shape), BLOCK_BYTES // dtype.itemsize):
-                block = self.flat(key, start, stop).contiguous()
-                seen.update(block.view(torch.uint8).numpy().data)
+            with _no_readahead(self._tensors.get(key)):
+                for start, stop in _sampled(math.prod(shape), BLOCK_BYTES // dtype.itemsize):
+                    block = self.flat(key, start, stop).contiguous()
+                    seen.update(block.view(torch.uint8).numpy().data)
         return seen.hexdigest()
 
 
@@ -106,6 +109,19 @@ def _sampled(size: int, block: int) -> list[tuple[int, int]]:
         return [(0, size)]
     starts = [(size - block) * number // (BLOCKS - 1) for number in range(BLOCKS)]
     return [(start, start + block) for start in starts]
+
+
+@contextmanager
+def _no_readahead(tensor: Tensor | None) -> Iterator[None]:
+    """Read single pages of a mapped tensor; else each block costs up to megabytes around it."""
+    if tensor is None or not tensor.nbytes:
+        yield
+        return
+    start = tensor.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
+    span = ctypes.c_void_p(start), ctypes.c_size_t(tensor.data_ptr() + tensor.nbytes - start)
+    LIBC.madvise(*span, mmap.MADV_RANDOM)
+    yield
+    LIBC.madvise(*span, mmap.MADV_NORMAL)
 
 
 class SeededCheckpoint(Checkpoint):
@@ -149,8 +165,7 @@ def _scale(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
 
 
 def seeded_checkpoint(module: nn.Module, seed: int) -> SeededCheckpoint:
-    """A checkpoint for a module without weights (see `SeededCheckpoint`); its keys are the
-    module's own parameter names."""
+    """A checkpoint whose keys are the module's own parameter names; values need no file."""
     shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
     return SeededCheckpoint(shapes, seed)
 
@@ -397,7 +412,8 @@ def _slots(module: nn.Module) -> list[tuple[list[str], Tensor]]:
     """Every parameter and persistent buffer once, with all the names it is tied under."""
     slots: dict[int, tuple[list[str], Tensor]] = {}
     for name, slot in module.state_dict(keep_vars=True).items():
-        slots.setdefault(id(slot), ([], slot))[0].append(name)
+        if isinstance(slot, Tensor):  # a module may add what it likes
+            slots.setdefault(id(slot), ([], slot))[0].append(name)
     return list(slots.values())
 
 

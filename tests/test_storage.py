@@ -40,8 +40,8 @@ def test_a_full_disk_is_told_in_words(tmp_path):
 def test_a_torn_line_is_cut_off_before_the_next(tmp_path, torn):
     log = tmp_path / "log"
     log.write_text("first\n" + torn)
-    storage.append_line(log, "second")
-    assert log.read_text() == "first\nsecond\n"
+    storage.append_lines(log, ["second", "third"])
+    assert log.read_text() == "first\nsecond\nthird\n"
 
 
 def test_the_lock_is_held_by_one_process_and_dies_with_it(tmp_path):
