@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .alphabet import Alphabet
 from .api import (
     Activations,
     Backbone,
@@ -38,6 +39,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Activations",
+    "Alphabet",
     "Backbone",
     "BackboneCard",
     "BackboneOptions",

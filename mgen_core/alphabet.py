@@ -10,6 +10,13 @@ from collections.abc import Mapping
 from .errors import RowError
 
 ILLEGAL = 0xFF
+MASK = "\x1a"
+"""Stands for a masked residue in a cleaned text; never accepted from the user."""
+
+
+def hide(text: str, position: int) -> str:
+    """A cleaned text with one residue (from 0) masked."""
+    return text[:position] + MASK + text[position + 1 :]
 
 
 class Alphabet:
@@ -19,6 +26,7 @@ class Alphabet:
     - `replace`: letters read as another one (`{"U": "T"}`, ambiguity codes), with the words for
       the report: `{"U": ("T", "U read as T")}`.
     - `stop`: a letter dropped at the end of a sequence (the `*` of translated genes).
+    - `mask`: id of the mask token, for texts in which `MASK` stands for a residue.
 
     Lower case is read as upper case: in sequence files it marks repeats, not other residues.
     """
@@ -28,6 +36,7 @@ class Alphabet:
         ids: Mapping[str, int],
         replace: Mapping[str, tuple[str, str]] | None = None,
         stop: str | None = None,
+        mask: int | None = None,
     ) -> None:
         self.ids = dict(ids)
         self.replace = dict(replace or {})
@@ -39,6 +48,9 @@ class Alphabet:
             letters[ord(letter)] = ord(other)
             codes[ord(letter)] = self.ids[other]
         self._codes, self._letters = bytes(codes), bytes(letters)
+        if mask is not None:
+            codes[ord(MASK)] = mask
+        self._with_mask = bytes(codes)
 
     def clean(self, text: str) -> str:
         """The text as the model sees it: upper case, letters replaced, trailing stop dropped.
@@ -63,7 +75,7 @@ class Alphabet:
 
     def encode(self, cleaned: str) -> bytes:
         """Token ids of a cleaned text, one byte a letter (`numpy.frombuffer` reads them)."""
-        return cleaned.encode("latin-1").translate(self._codes)
+        return cleaned.encode("latin-1").translate(self._with_mask)
 
     def note(self, text: str, cleaned: str) -> str | None:
         """What `clean` changed beyond case, in words for the run's report; None when nothing."""

@@ -94,12 +94,13 @@ class BackboneOptions:
 class BackboneCard:
     """A backbone as `mgen list backbones` shows it: data only.
 
-    - `modality`: "dna", "rna", "protein" or "cell".
+    - `modality`: "dna", "rna", "protein", "cell" or "any".
     - `width`: features per token; None when the weights' config decides.
     - `max_tokens`: longest input the model was made for, special tokens included; None: no limit.
     - `weights`: where published weights are, tried in order: hub ids (`org/name`) or
       `package:NAME/PATH`, files inside an installed Python distribution. Empty: the parameters
       are drawn from `seed`, the same on every machine (tests, dummies, baselines).
+    - `weights_required`: the user must say which weights (`--weights`): there are none of its own.
     - `parameters`: how many, for the listing; None when unknown.
     - `needs`: the fields (columns of the table beside the input) that `Row.fields` must hold.
     """
@@ -112,6 +113,7 @@ class BackboneCard:
     max_tokens: int | None = None
     licence: str = "unknown"
     weights: tuple[str, ...] = ()
+    weights_required: bool = False
     revision: str | None = None
     parameters: int | None = None
     seed: int = 0
@@ -168,6 +170,9 @@ class Backbone:
 
     max_positions: int | None = None
     """Tokens beyond which the model cannot run at all (absolute positions); None: no limit."""
+
+    packed: bool = False
+    """Whether rows of a batch are computed end to end, so that padding costs nothing."""
 
     units: tuple[str, ...] = ()
     """Class names of the layers that are one shard unit each (one gather under ZeRO-3)."""
@@ -233,6 +238,27 @@ class Backbone:
         """CPU tensors for one forward pass; the batch dimension follows `rows`."""
         raise NotImplementedError
 
+    def residues(self, row: Row) -> Sequence[int]:
+        """Column of `vocabulary` of each residue of a prepared row, for scoring.
+
+        Raises `MgenError` when the logits are over something else than residues.
+        """
+        try:
+            return [self.vocabulary.index(letter) for letter in row.data]
+        except ValueError:
+            raise MgenError(
+                f"{self.card.name} gives no probabilities of residues",
+                "use --kind probs or --kind tokens",
+            ) from None
+
+    def masked(self, row: Row, position: int) -> Row:
+        """A prepared row with one residue (from 0) hidden behind the model's mask token.
+
+        `alphabet.hide` does it for texts that an `Alphabet` with a `mask` encodes. Raises
+        `MgenError` when the model has no mask token.
+        """
+        raise MgenError(f"{self.card.name} cannot mask residues", "use --score pll")
+
     # -- with weights ----------------------------------------------------------------------
 
     def build(self) -> nn.Module:
@@ -244,7 +270,7 @@ class Backbone:
 
         `keys` are those of the opened checkpoint, since one model is published under several
         prefixes. Several keys make a fused or stacked parameter (QKV, experts) from published
-        files as they are.
+        files as they are. None for a buffer: it stays as it was built.
         """
         return (name,)
 
@@ -301,6 +327,14 @@ class Task:
         moves them to the CPU, once.
         """
         raise NotImplementedError
+
+    def variants(self, row: Row) -> Sequence[Row]:
+        """What is run for a row: itself, or several prepared rows whose columns `gather` joins."""
+        return (row,)
+
+    def gather(self, columns: Columns, counts: Sequence[int]) -> Columns:
+        """Columns of the rows from those of their variants; row i has `counts[i]` of them."""
+        return columns
 
     def values(self, rows: int, tokens: int) -> int:
         """How many numbers `columns` gives for so many rows and tokens (for disk estimates)."""

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import weights
-from .api import Backbone, Column, Inputs, Ragged, Row, Task
+from .api import Backbone, Column, Columns, Inputs, Ragged, Row, Task
+from .checkpoint import Checkpoint, open_checkpoint, seeded_checkpoint
 from .columns import HostColumn
 from .config import Precision, StoredDtype
 from .errors import PluginError
+from .plan import Work
+from .weights import fill, parameters_on_meta
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 STORED = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -48,10 +50,10 @@ class LocalEngine:
         self.task = task
         self.placement = placement
         backbone.want = task.needs
-        with weights.parameters_on_meta():
+        with parameters_on_meta():
             self.module: nn.Module = backbone.build()
         self.checkpoint = _checkpoint(backbone, self.module)
-        weights.fill(
+        fill(
             self.module,
             backbone,
             self.checkpoint,
@@ -65,29 +67,49 @@ class LocalEngine:
         return sum(parameter.numel() for parameter in self.module.parameters())
 
     def forward(
-        self, inputs: Inputs, rows: Sequence[Row], stored: StoredDtype
+        self, work: Work, inputs: Sequence[Inputs], stored: StoredDtype
     ) -> dict[str, HostColumn]:
-        """One batch: forward pass, the task's columns, one copy to the CPU."""
+        """One batch: its forward passes, the task's columns, one copy to the CPU."""
         with torch.inference_mode():
-            moved = _to_device(inputs, self.placement.device)
-            activations = self.backbone.forward(self.module, moved, self.task.needs)
-            columns = self.task.columns(activations, rows)
+            found = [self._pass(rows, one) for rows, one in zip(work.passes, inputs)]
+            columns = self.task.gather(_joined(found), work.counts)
             host = {name: _to_host(column, STORED[stored]) for name, column in columns.items()}
         for name, column in host.items():
-            if len(column) != len(rows):
+            if len(column) != len(work.counts):
                 raise PluginError(
                     f"task {self.task.card.name}: column {name!r} has {len(column)} entries for "
-                    f"{len(rows)} rows",
+                    f"{len(work.counts)} rows",
                     "this is a defect of the task plugin: report it to its author",
                 )
         return host
 
+    def _pass(self, rows: Sequence[Row], inputs: Inputs) -> Columns:
+        moved = _to_device(inputs, self.placement.device)
+        activations = self.backbone.forward(self.module, moved, self.task.needs)
+        return self.task.columns(activations, rows)
 
-def _checkpoint(backbone: Backbone, module: nn.Module) -> weights.Checkpoint:
+
+def _checkpoint(backbone: Backbone, module: nn.Module) -> Checkpoint:
     path: Path | None = backbone.options.weights
     if path is not None:
-        return weights.open_checkpoint(path)
-    return weights.seeded_checkpoint(module, backbone.card.seed)
+        return open_checkpoint(path)
+    return seeded_checkpoint(module, backbone.card.seed)
+
+
+def _joined(found: Sequence[Columns]) -> Columns:
+    """The columns of several passes, end to end."""
+    if len(found) == 1:
+        return found[0]
+    return {name: _end_to_end([columns[name] for columns in found]) for name in found[0]}
+
+
+def _end_to_end(pieces: Sequence[Any]) -> Column:
+    if isinstance(pieces[0], Ragged):
+        lengths = [length for piece in pieces for length in piece.lengths]
+        return Ragged(torch.cat([piece.values for piece in pieces]), lengths)
+    if isinstance(pieces[0], Tensor):
+        return torch.cat(list(pieces))
+    return [value for piece in pieces for value in piece]
 
 
 def _to_device(value: Any, device: torch.device) -> Any:

@@ -10,8 +10,8 @@ from typing import Any
 from .api import Backbone, BackboneCard, Rows, Task, TaskCard, Writer, WriterCard
 from .catalog import Catalog
 from .config import RunConfig, checked, make_options
-from .errors import MgenError
-from .plan import PlanSettings, Window, windows
+from .errors import MgenError, WeightsError
+from .plan import Batch, PlanSettings, Window, Work, make_work, windows
 from .table import Table, choose_columns, open_table
 
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -33,7 +33,10 @@ class Job:
     @property
     def max_tokens(self) -> int | None:
         """Longest row that is computed, special tokens included."""
-        return self.config.max_length or self.backbone.card.max_tokens
+        if self.config.max_length is not None:
+            return self.config.max_length
+        limits = (self.backbone.card.max_tokens, self.backbone.max_positions)
+        return min((limit for limit in limits if limit is not None), default=None)
 
     @cached_property
     def row_bytes(self) -> Callable[[int], int]:
@@ -48,7 +51,13 @@ class Job:
 
     def settings(self, batch_tokens: int) -> PlanSettings:
         """What the plan depends on, beside the rows."""
-        return PlanSettings(batch_tokens, self.max_tokens, self.config.too_long)
+        return PlanSettings(
+            batch_tokens, self.max_tokens, self.config.too_long, self.backbone.packed
+        )
+
+    def work(self, batch: Batch, settings: PlanSettings) -> Work:
+        """What the task runs for a batch."""
+        return make_work(batch, self.task.variants, self.backbone.measure, settings.batch_tokens)
 
     def windows(self, settings: PlanSettings) -> Iterator[Window]:
         """The plan, window by window, read from the input anew."""
@@ -66,6 +75,10 @@ def open_job(
     backbone_card = catalog.find(BackboneCard, config.backbone)
     task_card = catalog.find(TaskCard, config.task)
     writer_card = catalog.find(WriterCard, config.writer)
+    if backbone_card.weights_required and config.weights is None:
+        raise WeightsError(
+            f"{backbone_card.name} has no weights of its own", "give --weights FOLDER or a hub id"
+        )
     given = _options(config, catalog, backbone_card, task_card, rows)
     table = (
         open_table(config, catalog, backbone_card.needs)

@@ -25,7 +25,8 @@ TooLong = Literal["fail", "truncate"]
 class PlanSettings:
     """Everything beside the rows that the plan depends on.
 
-    - `batch_tokens`: most tokens in a batch, padding included; one longer row is a batch.
+    - `batch_tokens`: most tokens computed in a batch; one longer row is a batch of its own.
+    - `packed`: the backbone computes no padding (`Backbone.packed`).
     - `max_tokens`: longest row, special tokens included; None: no limit.
     - `window_*`: a window closes when any of these is reached. They bound memory: rows are held,
       and merge restores the input order, a window at a time.
@@ -34,6 +35,7 @@ class PlanSettings:
     batch_tokens: int
     max_tokens: int | None = None
     too_long: TooLong = "fail"
+    packed: bool = False
     window_rows: int = 65_536
     window_tokens: int = 2**25
     window_bytes: int = 2**28
@@ -64,6 +66,8 @@ class Batch:
 
     number: int
     entries: tuple[Entry, ...]
+    computed: int
+    """Tokens that are computed: those with data, and padding where the backbone pads."""
 
     @property
     def rows(self) -> list[Row]:
@@ -74,11 +78,6 @@ class Batch:
     def tokens(self) -> int:
         """Tokens that carry data."""
         return sum(entry.tokens for entry in self.entries)
-
-    @property
-    def computed(self) -> int:
-        """Tokens that are computed: every entry is padded to the longest, which is the first."""
-        return len(self.entries) * self.entries[0].tokens
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,7 @@ def windows(
     """Plan the rows, window by window; `row_bytes(tokens)` estimates a row's output."""
     batches = 0
     for first, entries, failures, notes in _measured(rows, backbone, settings, row_bytes):
-        cut = make_batches(merge_equal(entries), settings.batch_tokens, batches)
+        cut = make_batches(merge_equal(entries), settings, batches)
         batches += len(cut)
         yield Window(first, len(entries) + len(failures), cut, tuple(failures), notes)
 
@@ -141,20 +140,53 @@ def merge_equal(entries: Sequence[Entry]) -> list[Entry]:
     return list(found.values())
 
 
-def make_batches(entries: Sequence[Entry], budget: int, number: int = 0) -> tuple[Batch, ...]:
-    """Longest first, cut so that entries x longest stays within the budget.
+def make_batches(
+    entries: Sequence[Entry], settings: PlanSettings, number: int = 0
+) -> tuple[Batch, ...]:
+    """Longest first, cut where the next entry would exceed the budget.
 
     Longest first also means that a batch too large for the memory shows at once, not hours in.
     """
-    ordered = sorted(entries, key=lambda entry: (-entry.tokens, entry.rows[0].index))
     batches: list[Batch] = []
-    start = 0
-    while start < len(ordered):
-        size = max(budget // max(ordered[start].tokens, 1), 1)
-        cut = tuple(ordered[start : start + size])
-        batches.append(Batch(number + len(batches), cut))
-        start += size
+    held: list[Entry] = []
+    computed = 0
+    for entry in sorted(entries, key=lambda entry: (-entry.tokens, entry.rows[0].index)):
+        # Every entry is padded to the longest, which is the first.
+        cost = entry.tokens if settings.packed or not held else held[0].tokens
+        if held and computed + cost > settings.batch_tokens:
+            batches.append(Batch(number + len(batches), tuple(held), computed))
+            held, computed, cost = [], 0, entry.tokens
+        held.append(entry)
+        computed += cost
+    if held:
+        batches.append(Batch(number + len(batches), tuple(held), computed))
     return tuple(batches)
+
+
+class Work(NamedTuple):
+    """What a batch runs: passes of rows within the budget, and how many of them each row is."""
+
+    passes: tuple[tuple[Row, ...], ...]
+    counts: tuple[int, ...]
+
+
+def make_work(
+    batch: Batch,
+    variants: Callable[[Row], Sequence[Row]],
+    measure: Callable[[Row], int],
+    budget: int,
+) -> Work:
+    """The batch itself as one pass; several where the task runs variants of a row."""
+    expanded = [tuple(variants(entry.rows[0])) for entry in batch.entries]
+    passes: list[list[Row]] = [[]]
+    longest = 0
+    for row in (row for rows in expanded for row in rows):
+        longest = max(longest, measure(row))
+        if passes[-1] and (len(passes[-1]) + 1) * longest > max(budget, batch.computed):
+            passes.append([])
+            longest = measure(row)
+        passes[-1].append(row)
+    return Work(tuple(map(tuple, passes)), tuple(map(len, expanded)))
 
 
 def deal(batches: Sequence[Batch], world_size: int) -> list[list[Batch]]:

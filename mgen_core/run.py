@@ -31,7 +31,7 @@ from .config import RunConfig
 from .errors import InputError, MgenError, RunError, Stopped
 from .job import AUTO_BATCH_TOKENS, Job, open_job
 from .manifest import Done, Manifest
-from .plan import Batch, Failure, PlanSettings, Survey, survey
+from .plan import Batch, Failure, PlanSettings, Survey, Work, survey
 from .screen import Screen
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def settle(job: Job) -> tuple[Placement, PlanSettings]:
 
 def identify(job: Job, settings: PlanSettings, placement: Placement) -> dict[str, Any]:
     """What must be the same for the parts of two starts to be parts of one run."""
-    from .weights import open_checkpoint
+    from .checkpoint import open_checkpoint
 
     config, weights = job.config, job.backbone.options.weights
     return {
@@ -304,11 +304,12 @@ def compute(
     """Every batch that is not done: collated ahead, computed here, committed behind."""
     done = manifest.done()
 
-    def pending() -> Iterator[tuple[Batch, Inputs]]:
+    def pending() -> Iterator[tuple[Batch, Work, list[Inputs]]]:
         for window in job.windows(settings):
             for batch in window.batches:
                 if batch.number not in done:
-                    yield batch, job.backbone.collate([entry.rows[0] for entry in batch.entries])
+                    work = job.work(batch, settings)
+                    yield batch, work, [job.backbone.collate(rows) for rows in work.passes]
 
     def commit(waiting: Sequence[Computed]) -> None:
         parts = write_parts(job, manifest, waiting)
@@ -317,10 +318,9 @@ def compute(
 
     screen.start(manifest, done)
     with Behind(commit) as writer, contextlib.closing(ahead(pending())) as batches:
-        for batch, inputs in batches:
+        for batch, work, inputs in batches:
             start = time.perf_counter()
-            rows = [entry.rows[0] for entry in batch.entries]
-            columns = engine.forward(inputs, rows, job.config.dtype)
+            columns = engine.forward(work, inputs, job.config.dtype)
             writer.put(Computed(batch, columns, time.perf_counter() - start))
             if stop.signal is not None:
                 break

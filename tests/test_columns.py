@@ -12,7 +12,7 @@ from mgen_core.plan import Batch, Entry
 
 def batch_of(*groups):
     entries = tuple(Entry(3, tuple(Row(i, f"r{i}", "x") for i in group)) for group in groups)
-    return Batch(0, entries)
+    return Batch(0, entries, computed=3 * len(entries))
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=8), st.integers(1, 4))

@@ -61,10 +61,18 @@ def test_batches_keep_the_budget_and_are_numbered_through(texts, budget):
     assert [batch.number for batch in batches] == list(range(len(batches)))
     for batch in batches:
         assert batch.computed <= budget or len(batch.entries) == 1
-        assert batch.tokens <= batch.computed
+        assert batch.computed == len(batch.entries) * batch.entries[0].tokens
     for w in planned:
         longest = [batch.entries[0].tokens for batch in w.batches]
         assert longest == sorted(longest, reverse=True)
+
+
+@given(texts, st.integers(1, 200))
+def test_a_backbone_that_packs_pays_no_padding(texts, budget):
+    for w in plan(texts, batch_tokens=budget, packed=True):
+        for batch in w.batches:
+            assert batch.computed == batch.tokens
+            assert batch.computed <= budget or len(batch.entries) == 1
 
 
 @given(texts)

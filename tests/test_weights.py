@@ -27,15 +27,9 @@ from torch import Tensor, nn
 
 import mgen_core
 from mgen_core import Backbone, BackboneCard, BackboneOptions, PluginError, WeightsError
+from mgen_core.checkpoint import Checkpoint, TensorInfo, open_checkpoint, seeded_checkpoint
 from mgen_core.hub import locate
-from mgen_core.weights import (
-    Checkpoint,
-    TensorInfo,
-    fill,
-    open_checkpoint,
-    parameters_on_meta,
-    seeded_checkpoint,
-)
+from mgen_core.weights import fill, parameters_on_meta
 
 CPU = torch.device("cpu")
 IDS = torch.tensor([[0, 20, 15, 11, 32, 5, 2], [0, 4, 5, 6, 7, 2, 1]])
@@ -46,11 +40,8 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def card(*weights: str, revision: str | None = None) -> BackboneCard:
-    return BackboneCard(
-        name="small", summary="", modality="protein", load=Backbone, weights=weights,
-        revision=revision,
-    )  # fmt: skip
+def card(*weights: str) -> BackboneCard:
+    return BackboneCard("small", "", "protein", load=Backbone, weights=weights)
 
 
 class Small(Backbone):
@@ -308,6 +299,14 @@ def test_a_training_step_or_another_name_shape_or_precision_changes_the_digest()
     ):
         seen.append(Checkpoint(None, tensors).digest())
     assert len(set(seen)) == len(seen)
+
+
+@pytest.mark.parametrize("start", range(0, 100_000, 10_000))
+def test_a_change_to_a_tenth_of_a_tensor_changes_the_digest(start: int) -> None:
+    changed = torch.zeros(100_000)
+    before = Checkpoint(None, {"a": changed.clone()}).digest()
+    changed[start : start + 10_000] = 1e-6
+    assert Checkpoint(None, {"a": changed}).digest() != before
 
 
 # ------------------------------------------------------------------ files that are wrong
@@ -703,8 +702,8 @@ import json, sys
 import mgen_core.hub as hub
 from mgen_core import BackboneCard, WeightsError
 hub.PATIENCE_S = 1.0
-given, places, revision, download = json.loads(sys.argv[1])
-card = BackboneCard(name="small", summary="", modality="dna", load=None, weights=tuple(places))
+given, places, revision, of_card, download = json.loads(sys.argv[1])
+card = BackboneCard("small", "", "dna", load=None, weights=tuple(places), revision=of_card)
 try:
     print(json.dumps(["found", str(hub.locate(given, card, revision, download=download))]))
 except WeightsError as error:
@@ -717,13 +716,14 @@ def ask(
     *places: str,
     given: str | None = None,
     revision: str | None = None,
+    of_card: str | None = None,
     download: bool = True,
     **env: str,
 ) -> list[str]:
     """`locate` in a fresh process: the hub client reads its settings when it is imported."""
     path = str(Path(mgen_core.__file__).parents[1])
     env = {**os.environ, "HF_HOME": str(home), "PYTHONPATH": path, **env}
-    question = json.dumps([given, places, revision, download])
+    question = json.dumps([given, places, revision, of_card, download])
     command = [sys.executable, "-c", ASK, question]
     answer = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
     assert answer.returncode == 0, answer.stderr
@@ -753,6 +753,14 @@ def test_a_complete_cache_needs_no_network(tmp_path: Path) -> None:
         assert words == ["found", str(snapshot)]
         words = ask(home, given="org/new", revision="v2", download=False, HF_HUB_OFFLINE="1")
         assert words == ["found", str(snapshot)]
+
+
+def test_the_revision_of_the_card_is_for_its_own_weights(tmp_path: Path) -> None:
+    found = ["found", str(cached(tmp_path, "org/model", revision="v2"))]
+    ours = {"of_card": "v2", "download": False}
+    assert ask(tmp_path, "org/model", **ours) == found
+    assert ask(tmp_path, "org/model", revision="v3", **ours) == ["found", "None"]
+    assert ask(tmp_path, given="org/model", **ours) == ["found", "None"]
 
 
 def test_half_a_download_does_not_count(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from ..errors import MgenError, Stopped
-from . import embed, listing, merge, plugins, status
+from . import embed, infer, listing, merge, plugins, status
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -39,6 +39,7 @@ def mgen(
 
 
 app.command("embed")(embed.embed)
+app.command("infer")(infer.infer)
 app.command("merge")(merge.merge)
 app.command("status")(status.status)
 app.command("list")(listing.list_cards)

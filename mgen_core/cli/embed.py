@@ -54,28 +54,6 @@ def embed(
 
     Started again, the same command goes on where it was stopped.
     """
-    from . import running
-
-    chosen = {"pool": o.split_list(pool), "layers": o.split_list(layers)}
-    flags = {
-        "data": data,
-        "backbone": backbone,
-        "output": output,
-        "weights": weights,
-        "revision": revision,
-        "id_col": id_col,
-        "x_col": x_col,
-        "split": split,
-        "reader": reader,
-        "limit": limit,
-        "max_length": max_length,
-        "too_long": too_long,
-        "writer": writer,
-        "dtype": dtype,
-        "precision": precision,
-        "batch_tokens": o.parse_batch_tokens(batch_tokens),
-        "on_error": on_error,
-        "overwrite": overwrite,
-        "options": o.parse_options(option) | {k: v for k, v in chosen.items() if v},
-    }
-    running.start("embed", config, flags, plan_only=plan_only)
+    given = dict(locals())
+    chosen = {name: o.split_list(given.pop(name)) for name in ("pool", "layers")}
+    o.start("embed", given, chosen)

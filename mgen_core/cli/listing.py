@@ -10,7 +10,7 @@ import typer
 from . import options as o
 
 if TYPE_CHECKING:
-    from ..api import Card
+    from ..api import BackboneCard, Card
 
 
 class Kind(str, Enum):
@@ -66,13 +66,19 @@ def _facts(card: Card) -> dict[str, Any]:
             "max tokens": card.max_tokens,
             "parameters": card.parameters,
             "licence": card.licence,
-            "weights": card.weights[0] if card.weights else "none: random or no parameters",
+            "weights": _weights(card),
         }
     elif isinstance(card, ReaderCard):
         facts["suffixes"] = list(card.suffixes)
     elif isinstance(card, WriterCard):
         facts["suffix"] = card.suffix
     return {**facts, "summary": card.summary}
+
+
+def _weights(card: BackboneCard) -> str:
+    if card.weights_required:
+        return "yours: --weights"
+    return card.weights[0] if card.weights else "none: random or no parameters"
 
 
 def _text(value: Any) -> str:

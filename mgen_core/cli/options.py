@@ -173,6 +173,17 @@ Config = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]
 
 
+def start(task: str, given: dict[str, Any], chosen: dict[str, Any]) -> None:
+    """Run a task: `given` are a command's arguments, `chosen` the options of its task."""
+    from . import running
+
+    configs, plan_only = given.pop("config"), given.pop("plan_only")
+    options = parse_options(given.pop("option"))
+    options |= {key: _plain(value) for key, value in chosen.items() if value is not None}
+    given["batch_tokens"] = parse_batch_tokens(given["batch_tokens"])
+    running.start(task, configs, {**given, "options": options}, plan_only=plan_only)
+
+
 def split_list(values: list[str] | None) -> list[str] | None:
     """`--pool mean,max --pool cls` as ["mean", "max", "cls"]; None when not given."""
     if not values:
@@ -180,9 +191,9 @@ def split_list(values: list[str] | None) -> list[str] | None:
     return [item.strip() for value in values for item in value.split(",") if item.strip()]
 
 
-def parse_options(pairs: list[str] | None) -> dict[str, str]:
+def parse_options(pairs: list[str] | None) -> dict[str, Any]:
     """`--option key=value` pairs. Raises `MgenError` for one without a key."""
-    found = {}
+    found: dict[str, Any] = {}
     for pair in pairs or []:
         key, equals, value = pair.partition("=")
         if not equals or not key:
@@ -206,9 +217,13 @@ def merged_values(paths: list[Path] | None, flags: dict[str, Any]) -> dict[str, 
 
     values = read_config(paths or [])
     given = {
-        key: value.value if isinstance(value, Enum) else value
+        key: _plain(value)
         for key, value in flags.items()
         if value is not None and value != [] and value is not False
     }
     options = {**values.get("options", {}), **given.pop("options", {})}
     return {**values, **given, "options": options}
+
+
+def _plain(value: Any) -> Any:
+    return value.value if isinstance(value, Enum) else value

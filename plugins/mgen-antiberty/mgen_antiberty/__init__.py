@@ -1,0 +1,1 @@
+"""AntiBERTy as a backbone of mgen."""
