@@ -33,7 +33,7 @@ from .errors import InputError, MgenError, PluginError, RowError, RunError, Weig
 from .hookspecs import hookimpl
 
 if TYPE_CHECKING:
-    from .notebook import embed, read
+    from .notebook import embed, infer, read
 
 __version__ = "0.1.0"
 
@@ -65,13 +65,14 @@ __all__ = [
     "WriterCard",
     "embed",
     "hookimpl",
+    "infer",
     "read",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    # `embed` and `read` pull in the whole run; plugins and `--help` must not pay for that.
-    if name in ("embed", "read"):
+    # These pull in the whole run; plugins and `--help` must not pay for that.
+    if name in ("embed", "infer", "read"):
         from . import notebook
 
         return getattr(notebook, name)

@@ -28,8 +28,6 @@ def embed(
     backbone: str,
     pool: Sequence[str] | str = ("mean",),
     layers: Sequence[int] = (-1,),
-    output: str | Path | None = None,
-    catalog: Catalog | None = None,
     **settings: Any,
 ) -> pa.Table:
     """Embed a table and give it back as Arrow, one row for each input row, in input order.
@@ -39,15 +37,36 @@ def embed(
     `id_col`, `dtype`, ...). With `output` the run directory is kept, and the same call resumes
     it. Raises `MgenError` for what the command line would report.
     """
-    catalog = catalog or discover()
-    options = {"pool": pool, "layers": layers, **settings.pop("options", {})}
+    pools = (pool,) if isinstance(pool, str) else tuple(pool)
+    return _run("embed", data, backbone, {"pool": pools, "layers": tuple(layers)}, settings)
+
+
+def infer(
+    data: Any,
+    *,
+    backbone: str,
+    kind: str = "probs",
+    alphabet: str = "full",
+    score: str | None = None,
+    **settings: Any,
+) -> pa.Table:
+    """Token probabilities of each residue, or with `score` one number a row; else as `embed`."""
+    options = {"kind": kind, "alphabet": alphabet, "score": score}
+    return _run("infer", data, backbone, options, settings)
+
+
+def _run(
+    task: str, data: Any, backbone: str, chosen: dict[str, Any], settings: dict[str, Any]
+) -> pa.Table:
+    catalog = settings.pop("catalog", None) or discover()
+    output = settings.pop("output", None)
     paths = _paths(data)
     values = {
         **settings,
-        "task": "embed",
+        "task": task,
         "backbone": backbone,
         "data": paths or ("rows in memory",),
-        "options": options,
+        "options": {**chosen, **settings.get("options", {})},
     }
     with tempfile.TemporaryDirectory(prefix="mgen-") as temporary:
         folder = Path(output) if output is not None else Path(temporary) / "run"

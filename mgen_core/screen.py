@@ -113,19 +113,24 @@ def plan_lines(job: Job, plan: Survey) -> list[tuple[str, str]]:
     if job.table.id_col is None:
         columns = f"input {job.table.x_col!r}, no id column: ids are row numbers"
     lines = [("rows", f"{plan.rows:,} ({columns})")]
-    lines += [("", f"{count:,} rows: {note}") for note, count in plan.notes.most_common()]
+    lines += [("", f"{rows(count)}: {note}") for note, count in plan.notes.most_common()]
     lines += [
-        ("set aside", f"{count:,} rows: {reason}") for reason, count in plan.reasons.most_common()
+        ("set aside", f"{rows(count)}: {reason}") for reason, count in plan.reasons.most_common()
     ]
-    same = plan.rows - plan.failed - plan.distinct
-    if same:
-        lines.append(("", f"{same:,} rows repeat an earlier one and are computed once"))
+    repeats = plan.rows - plan.failed - plan.distinct
+    if repeats:
+        lines.append(("", f"{rows(repeats)}: the same as an earlier one, computed once"))
     if plan.batches:
         lines.append(
             (
                 "plan",
-                f"{plan.tokens:,} tokens in {plan.batches:,} batches, largest {plan.largest:,}; "
-                f"{plan.useful:.0%} of computed tokens are useful",
+                f"{plan.tokens:,} tokens in {plan.batches:,} batches, the largest "
+                f"{plan.largest:,}; {plan.useful:.1%} of computed tokens are useful",
             )
         )
     return lines
+
+
+def rows(count: int) -> str:
+    """ "1 row", "2,100 rows"."""
+    return f"{count:,} row" if count == 1 else f"{count:,} rows"

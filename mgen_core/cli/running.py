@@ -15,7 +15,7 @@ from ..job import Job
 from ..plan import Survey
 from ..run import Report, run
 from ..run import plan_only as make_plan_only
-from ..screen import ConsoleScreen, plan_lines
+from ..screen import ConsoleScreen, plan_lines, rows
 from ..storage import free_bytes
 from .options import merged_values
 
@@ -57,7 +57,7 @@ def show_end(screen: ConsoleScreen, report: Report) -> None:
         return
     screen.say("done", f"{report.done:,} of {report.rows:,} rows in {report.folder}")
     if report.failed:
-        screen.say("set aside", f"{report.failed:,} rows, reasons in {report.folder / 'failed'}")
+        screen.say("set aside", f"{rows(report.failed)}, reasons in {report.folder / 'failed'}")
     screen.say("next", f"mgen merge {report.folder}")
 
 

@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import pytest
-
 from layouts import esm2_folder
 
 
@@ -96,10 +95,11 @@ def test_broken_yaml(tmp_path, data):
 def test_bad_rows_are_set_aside_with_letter_and_position(tmp_path):
     (tmp_path / "in.csv").write_text("id,sequence\na,ACGT\nb,AC1T\nc,\na,GGTT\n")
     told = mgen(tmp_path, "embed", "in.csv", *DUMMY, code=0)
-    assert "1 rows: illegal character '1'" in told and "1 rows: empty sequence" in told
+    assert "1 row: illegal character '1'" in told and "1 row: empty sequence" in told
     assert "2 of 4 rows" in told and "predictions/failed" in told
     mgen(tmp_path, "merge", "predictions", code=0)
-    reasons = [json.loads(x) for x in open(tmp_path / "predictions/failed/plan.jsonl")]
+    lines = (tmp_path / "predictions/failed/plan.jsonl").read_text().splitlines()
+    reasons = [json.loads(line) for line in lines]
     assert reasons[0]["reason"] == "illegal character '1' at position 3"
     assert [reason["row"] for reason in reasons] == [1, 2]
 
@@ -107,10 +107,10 @@ def test_bad_rows_are_set_aside_with_letter_and_position(tmp_path):
 def test_too_long_rows_fail_or_are_cut(tmp_path):
     (tmp_path / "in.csv").write_text(f"id,sequence\na,{'ACGT' * 30}\nb,ACGT\n")
     told = mgen(tmp_path, "embed", "in.csv", *DUMMY, "--max-length", 50, code=0)
-    assert "1 rows: too long" in told
+    assert "1 row: too long" in told
     told = mgen(tmp_path, "embed", "in.csv", *DUMMY, "--max-length", 50, "--too-long", "truncate",
                 "--output", "cut", code=0)  # fmt: skip
-    assert "1 rows: truncated" in told and "2 of 2 rows" in told
+    assert "1 row: truncated" in told and "2 of 2 rows" in told
 
 
 def test_an_output_that_is_a_file(tmp_path, data):
