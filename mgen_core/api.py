@@ -413,12 +413,16 @@ class Reader:
 
 @dataclass(frozen=True)
 class WriterCard:
-    """A writer as `mgen list writers` shows it. `suffix` chooses it for `mgen merge --to FILE`."""
+    """A writer as `mgen list writers` shows it.
+
+    `suffix` chooses it for `mgen merge --to FILE`; `dtypes` are the floats that it can hold.
+    """
 
     name: str
     suffix: str
     summary: str
     load: Callable[[WriterCard], Writer]
+    dtypes: tuple[str, ...] = ("float32", "float16")
 
 
 class Writer:

@@ -75,6 +75,12 @@ def open_job(
     backbone_card = catalog.find(BackboneCard, config.backbone)
     task_card = catalog.find(TaskCard, config.task)
     writer_card = catalog.find(WriterCard, config.writer)
+    if config.dtype not in writer_card.dtypes:
+        able = [o.card.name for o in catalog.offers(WriterCard) if config.dtype in o.card.dtypes]
+        raise MgenError(
+            f"{writer_card.name} cannot hold {config.dtype}",
+            f"use --writer {' or '.join(able)}, or --dtype {' or '.join(writer_card.dtypes)}",
+        )
     if backbone_card.weights_required and config.weights is None:
         raise WeightsError(
             f"{backbone_card.name} has no weights of its own", "give --weights FOLDER or a hub id"

@@ -182,11 +182,12 @@ def _window(
     tables = []
     for part in parts:
         table = read_part(manifest, source, part)
-        tables.append(table.append_column(full.field(ERROR), pa.nulls(len(table), pa.string())))
+        table = table.append_column(full.field(ERROR), pa.nulls(len(table), pa.string()))
+        tables.append(table.cast(full))
         if part.failures:
             failures.extend(read_failures(manifest.folder / part.failures))
     tables.append(null_rows(full, failures))
-    table = pa.concat_tables(tables, promote_options="default")
+    table = pa.concat_tables(tables)
     return table.take(pc.sort_indices(table[ROW]))
 
 
@@ -256,7 +257,9 @@ def _half(field: pa.Field) -> bool:
 def _part_schema(manifest: Manifest, source: Writer, done: dict[int, Done]) -> pa.Schema:
     if not done:
         raise RunError(f"nothing is done in {manifest.folder}", f"run {command(manifest)}")
-    return read_part(manifest, source, done[min(done)]).schema
+    # Of a part with rows: a format that guesses types has nothing to guess from in the others.
+    told = next((part for part in done.values() if part.rows), done[min(done)])
+    return read_part(manifest, source, told).schema
 
 
 def _format(to: Path | None, form: str | None, catalog: Catalog) -> WriterCard:

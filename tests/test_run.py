@@ -242,3 +242,26 @@ def test_windows_join_seamlessly(tmp_path, monkeypatch):
     assert table["row"].to_pylist() == list(range(100))
     bad = [row for row, error in enumerate(table["error"].to_pylist()) if error]
     assert bad == [16, 17, 99]
+
+
+@pytest.mark.parametrize("writer", ["parquet", "tsv", "pt", "safetensors", "npz"])
+@pytest.mark.parametrize("pool", ["mean", "tokens"])
+def test_every_writer_gives_the_same_table(tmp_path, writer, pool):
+    # A batch of its own, all of it failed: a part without rows.
+    texts = ["~" * 90, *sequences(20), "!"]
+    data = toy.write_csv(tmp_path / "in.csv", texts)
+    start(data, tmp_path / "parquet", options={"pool": [pool]}, batch_tokens=100)
+    start(data, tmp_path / "run", options={"pool": [pool]}, batch_tokens=100, writer=writer)
+    assert merged(tmp_path / "run").to_pylist() == merged(tmp_path / "parquet").to_pylist()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_stored_precision(tmp_path, dtype):
+    data = toy.write_csv(tmp_path / "in.csv", ["ACD", "W"])
+    start(data, tmp_path / "run", dtype=dtype, writer="safetensors")
+    column = merged(tmp_path / "run").schema.field("embedding")
+    assert column.type.value_type == ("halffloat" if dtype == "float16" else "uint16")
+    if dtype == "bfloat16":
+        with pytest.raises(MgenError, match="bfloat16"):
+            start(data, tmp_path / "other", dtype=dtype)
+        assert not (tmp_path / "other").exists()

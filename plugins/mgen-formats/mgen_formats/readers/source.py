@@ -1,0 +1,114 @@
+"""One local file as a source of rows: checked, decompressed, cut into chunks, fingerprinted."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from mgen_core import InputError
+
+CHUNK_ROWS = 4096
+CHUNK_BYTES = 32 << 20  # rows may be chromosomes: a chunk is bounded in bytes as well
+
+COMPRESSION = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+BOM = b"\xef\xbb\xbf"
+
+
+def local_file(uri: str) -> Path:
+    """The path of a file that can be read. Raises `InputError` for anything else."""
+    path = Path(uri)
+    try:
+        with path.open("rb"):
+            return path
+    except IsADirectoryError as error:
+        hint = f"name the files in it, for example '{path / '*'}'"
+        raise InputError(f"{uri} is a folder", hint) from error
+    except OSError as error:
+        hint = "check the path and who may read it"
+        raise InputError(f"cannot read {uri}: {error.strerror}", hint) from error
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn what reading may raise into `InputError` with the file's name."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise not_utf8(path) from error
+    except (pa.ArrowException, OSError) as error:
+        hint = "it may be cut short or damaged: fetch it again"
+        raise InputError(f"cannot read {path}: {error}", hint) from error
+
+
+def not_utf8(path: Path) -> InputError:
+    """The error for text in another encoding."""
+    hint = f"convert it, for example: iconv -f latin1 -t utf-8 {path.name} > new-{path.name}"
+    return InputError(f"{path} is not UTF-8 text", hint)
+
+
+def opened(path: Path) -> io.BufferedReader:
+    """The file's bytes, decompressed as its suffix says, without a byte order mark."""
+    packed = COMPRESSION.get(path.suffix.lower())
+    stream = io.BufferedReader(pa.input_stream(str(path), compression=packed), 1 << 20)
+    if stream.peek(len(BOM)).startswith(BOM):
+        stream.read(len(BOM))
+    return stream
+
+
+def opened_text(path: Path) -> io.TextIOWrapper:
+    """The same as text; line ends are left as they are."""
+    return io.TextIOWrapper(opened(path), encoding="utf-8", newline="\n")
+
+
+def chunked(
+    columns: Sequence[str], records: Iterable[tuple[int, Sequence[Any]]]
+) -> Iterator[Mapping[str, Sequence[Any]]]:
+    """Records, each with its size in bytes, as chunks of columns."""
+    rows: list[Sequence[Any]] = []
+    held = 0
+    for size, record in records:
+        rows.append(record)
+        held += size
+        if len(rows) == CHUNK_ROWS or held >= CHUNK_BYTES:
+            yield dict(zip(columns, zip(*rows)))
+            rows, held = [], 0
+    if rows:
+        yield dict(zip(columns, zip(*rows)))
+
+
+def chunk_rows(length: int, size: int) -> int:
+    """How many rows make a chunk of a table of `length` rows and `size` bytes."""
+    return max(1, min(CHUNK_ROWS, CHUNK_BYTES * max(length, 1) // max(size, 1)))
+
+
+def no_twins(path: Path, columns: Sequence[str]) -> list[str]:
+    """The columns' names. Raises `InputError` when one occurs twice."""
+    twins = [name for name in dict.fromkeys(columns) if columns.count(name) > 1]
+    if twins:
+        raise InputError(f"{path} has two columns named {twins[0]!r}", "rename one of them")
+    return list(columns)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file's bytes; of a folder, of the names and bytes of all its files."""
+    whole = hashlib.sha256()
+    if path.is_file():
+        _feed(whole, path)
+        return whole.hexdigest()
+    for file in sorted(file for file in path.rglob("*") if file.is_file()):
+        one = hashlib.sha256()
+        _feed(one, file)
+        whole.update(f"{file.relative_to(path).as_posix()}\0{one.hexdigest()}\n".encode())
+    return whole.hexdigest()
+
+
+def _feed(whole: hashlib._Hash, path: Path) -> None:
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            whole.update(block)

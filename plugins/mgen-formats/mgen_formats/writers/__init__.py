@@ -1,0 +1,1 @@
+"""Columns in, one file out, and back."""

@@ -1,0 +1,304 @@
+"""csv, tsv, jsonl and fasta: values as written, memory flat, faults by line."""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mgen_formats.plugin import READERS
+
+from mgen_core import InputError, Reader, ReaderOptions, Rows
+
+Make = Callable[[str, "bytes | str"], Path]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    def write(name: str, content: bytes | str) -> Path:
+        path = tmp_path / name
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    return write
+
+
+def reader_of(path: Path) -> Reader:
+    fitting = [c for c in READERS if any(path.name.lower().endswith(s) for s in c.suffixes)]
+    (card,) = fitting
+    return card.load(card, ReaderOptions())
+
+
+def open_rows(path: Path) -> Rows:
+    return reader_of(path).open(str(path))
+
+
+def values(path: Path, columns: list[str] | None = None) -> dict[str, list[Any]]:
+    rows = open_rows(path)
+    wanted = columns or list(rows.columns)
+    found: dict[str, list[Any]] = {name: [] for name in wanted}
+    for chunk in rows.chunks(wanted):
+        assert set(chunk) == set(wanted)
+        for name in wanted:
+            found[name].extend(chunk[name])
+    return found
+
+
+def refused(path: Path) -> InputError:
+    with pytest.raises(InputError) as caught:
+        values(path)
+    assert str(path) in caught.value.what
+    assert caught.value.hint
+    return caught.value
+
+
+ROWS = b"id,sequence\n007,ACGT\n1e5,acgu*-\nNA,\n"
+EXPECTED = {"id": ["007", "1e5", "NA"], "sequence": ["ACGT", "acgu*-", ""]}
+
+
+# ------------------------------------------------------------------------------ csv, tsv
+
+
+def test_cells_stay_as_written(make: Make) -> None:
+    assert values(make("a.csv", ROWS)) == EXPECTED
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(ROWS.replace(b"\n", b"\r\n"), id="crlf"),
+        pytest.param(b"\xef\xbb\xbf" + ROWS, id="byte order mark"),
+        pytest.param(ROWS.rstrip(b"\n"), id="no last line end"),
+        pytest.param(b"\n" + ROWS + b"\n\n", id="blank lines"),
+    ],
+)
+def test_line_ends_and_marks_do_not_matter(make: Make, content: bytes) -> None:
+    assert values(make("a.csv", content)) == EXPECTED
+
+
+@pytest.mark.parametrize(
+    ("suffix", "pack"),
+    [
+        (".gz", gzip.compress),
+        (".GZ", gzip.compress),
+        (".bz2", bz2.compress),
+        (".zst", lambda raw: pa.Codec("zstd").compress(raw, asbytes=True)),
+    ],
+)
+def test_compressed_files_read_the_same(make: Make, suffix: str, pack: Any) -> None:
+    assert values(make("a.csv" + suffix, pack(ROWS))) == EXPECTED
+    assert values(make("a.tsv" + suffix, pack(ROWS.replace(b",", b"\t")))) == EXPECTED
+    assert values(make("a.faa" + suffix, pack(b">a b\nMK\n")))["sequence"] == ["MK"]
+    assert values(make("a.jsonl" + suffix, pack(b'{"id": "x"}\n'))) == {"id": ["x"]}
+
+
+def test_several_gzip_members_are_one_file(make: Make) -> None:
+    path = make("a.csv.gz", gzip.compress(ROWS[:20]) + gzip.compress(ROWS[20:]))
+    assert values(path) == EXPECTED
+
+
+def test_a_cut_gzip_file_is_refused(make: Make) -> None:
+    refused(make("a.csv.gz", gzip.compress(ROWS * 1000)[:-20]))
+    refused(make("a.fa.gz", gzip.compress(b">a\nACGT\n" * 1000)[:-20]))
+
+
+def test_quotes_separators_and_line_ends_in_cells(make: Make) -> None:
+    content = 'id,note\n"a,b","two\nlines"\n"say ""hi""","\t"\n'
+    assert values(make("a.csv", content)) == {
+        "id": ["a,b", 'say "hi"'],
+        "note": ["two\nlines", "\t"],
+    }
+
+
+cells = st.text(st.characters(codec="utf-8", exclude_characters="\x00\r"), max_size=8)
+
+
+@given(st.lists(st.tuples(cells, cells), max_size=20), st.sampled_from([",", "\t"]))
+def test_any_table_that_python_writes_is_read_back(
+    tmp_path_factory: pytest.TempPathFactory, table: list[tuple[str, str]], delimiter: str
+) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter=delimiter)
+    writer.writerow(["a", "b"])
+    writer.writerows(table)
+    path = tmp_path_factory.mktemp("any") / ("t.csv" if delimiter == "," else "t.tsv")
+    path.write_bytes(text.getvalue().encode())
+    assert values(path) == {"a": [a for a, _ in table], "b": [b for _, b in table]}
+
+
+def test_rows_longer_than_any_block_come_once_and_in_order(make: Make) -> None:
+    sequence = "ACGTN" * 1_000_000
+    lines = [f"r{i},{sequence if i in (3, 500) else 'A' * 900}" for i in range(3000)]
+    found = values(make("a.csv", "\n".join(["id,sequence", *lines])))
+    assert found["id"] == [f"r{i}" for i in range(3000)]
+    assert [i for i, text in enumerate(found["sequence"]) if text == sequence] == [3, 500]
+
+
+def test_chunks_are_small_and_only_of_wanted_columns(make: Make) -> None:
+    path = make("a.csv", "a,b,c\n" + "1,2,3\n" * 20_000)
+    chunks = list(open_rows(path).chunks(["c", "a"]))
+    assert all(set(chunk) == {"a", "c"} for chunk in chunks)
+    assert max(len(chunk["a"]) for chunk in chunks) < 10_000
+    assert sum(len(chunk["a"]) for chunk in chunks) == 20_000
+
+
+def test_rows_are_read_as_often_as_asked(make: Make) -> None:
+    rows = open_rows(make("a.csv", ROWS))
+    assert list(rows.chunks(["id"])) == list(rows.chunks(["id"]))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("a,b\n1,2\n3\n", ("line 3", "1 columns", "2")),
+        ("a,b\n1,2\n3,4,5\n", ("line 3", "3 columns", "2")),
+        ('a,b\n1,"x\ny"\n\n3\n', ("line 5", "1 columns")),
+        ('a,b\n1,2\n3,"left open\n4,5\n6,7\n', ("line 3", "never closed")),
+        ('a,b\n1,2\n"left open,4\n5,6\n', ("line 3", "1 columns")),
+        ("a,a\n1,2\n", ("'a'", "two columns")),
+        ("", ("empty",)),
+        ("\n\n", ("empty",)),
+        ("a,b\n1,é\n".encode("latin1"), ("UTF-8",)),
+        ("é,b\n1,2\n".encode("latin1"), ("UTF-8",)),
+        ("a,b\n1,2\n".encode("utf-16"), ("UTF-8",)),
+    ],
+)
+def test_faults_in_csv_are_named(make: Make, content: bytes | str, words: tuple[str, ...]) -> None:
+    error = refused(make("a.csv", content))
+    assert all(word in error.what for word in words), error.what
+
+
+def test_non_utf8_far_into_the_file_is_named(make: Make) -> None:
+    error = refused(make("a.csv", b"a,b\n" + b"1,2\n" * 500_000 + b"3,\xe9\n"))
+    assert "UTF-8" in error.what and "iconv" in error.hint
+
+
+@pytest.mark.parametrize("content", ["a,b\n", "a,b", '"a","b"\r\n'])
+def test_a_header_alone_is_a_table_without_rows(make: Make, content: str) -> None:
+    assert values(make("a.csv", content)) == {"a": [], "b": []}
+
+
+# ------------------------------------------------------------------------------ jsonl
+
+
+def test_jsonl_gives_text_and_python_values(make: Make) -> None:
+    path = make("a.ndjson", '{"id": 7, "x": "007"}\n\n{"x": null, "v": [1, 2.5], "ok": true}\n')
+    assert values(path) == {
+        "id": ["7", None],
+        "x": ["007", None],
+        "v": [None, [1, 2.5]],
+        "ok": [None, True],
+    }
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"id": 1', ("line 2", "not JSON")),
+        ("[1, 2]", ("line 2", "not a JSON object", "[1, 2]")),
+        ("[" * 100_000, ("line 2",)),
+    ],
+)
+def test_faults_in_jsonl_are_named(make: Make, line: str, words: tuple[str, ...]) -> None:
+    error = refused(make("a.jsonl", '{"id": "a"}\n' + line + "\n"))
+    assert all(word in error.what for word in words), error.what
+
+
+def test_a_fault_beyond_the_first_lines_has_its_number(make: Make) -> None:
+    lines = [json.dumps({"id": str(i)}) for i in range(5000)]
+    lines[4321] = "{"
+    assert "line 4322" in refused(make("a.jsonl", "\n".join(lines))).what
+
+
+# ------------------------------------------------------------------------------ fasta
+
+
+def test_fasta_records(make: Make) -> None:
+    path = make(
+        "a.fa",
+        "\ufeff>sp|P1 first protein, E. coli\r\nMKV\r\nacgu*-\r\n\r\n"
+        ">empty\n>Müller\ttab after\nNN\n> spaced name\nA",
+    )
+    rows = open_rows(path)
+    assert (rows.default_id, rows.default_x) == ("id", "sequence")
+    assert values(path) == {
+        "id": ["sp|P1", "empty", "Müller", "spaced"],
+        "sequence": ["MKVacgu*-", "", "NN", "A"],
+        "description": ["first protein, E. coli", "", "tab after", "name"],
+    }
+
+
+names = st.from_regex(r"[!-~]{1,12}", fullmatch=True)
+letters = st.text("ACDEFGHIKLMNPQRSTVWYacgt*-", max_size=300)
+
+
+@given(st.lists(st.tuples(names, letters), min_size=1, max_size=20), st.integers(1, 90))
+def test_fasta_does_not_depend_on_line_breaks(
+    tmp_path_factory: pytest.TempPathFactory, records: list[tuple[str, str]], width: int
+) -> None:
+    text = "".join(
+        f">{name} d\n" + "".join(f"{seq[i : i + width]}\n" for i in range(0, len(seq), width))
+        for name, seq in records
+    )
+    path = tmp_path_factory.mktemp("fasta") / "t.fasta"
+    path.write_text(text)
+    found = values(path, ["sequence", "id"])
+    assert list(zip(found["id"], found["sequence"])) == records
+
+
+def test_a_chromosome_on_one_line(make: Make) -> None:
+    sequence = "ACGTN" * 10_000_000
+    assert values(make("a.fna", f">chr1\n{sequence}\n>chr2\nA\n"))["sequence"] == [sequence, "A"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("ACGT\n>a\nAC\n", ("line 1", "ACGT")),
+        ("", ("empty",)),
+        (">Müller\nAC\n".encode("latin1"), ("UTF-8",)),
+    ],
+)
+def test_faults_in_fasta_are_named(
+    make: Make, content: bytes | str, words: tuple[str, ...]
+) -> None:
+    error = refused(make("a.fasta", content))
+    assert all(word in error.what for word in words), error.what
+
+
+def test_real_fasta_files() -> None:
+    proteome = Path(__file__).parents[3] / "../shared/data/bacterial-proteome.faa"
+    if not proteome.exists():
+        pytest.skip("no ../shared/data beside the repository")
+    found = values(proteome)
+    lines = proteome.read_text().splitlines()
+    assert len(found["id"]) == sum(line.startswith(">") for line in lines)
+    assert sum(map(len, found["sequence"])) == sum(
+        len(line) for line in lines if not line.startswith(">")
+    )
+
+
+# ------------------------------------------------------------------------------ all files
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".fasta", ".parquet"])
+def test_what_is_no_readable_file_is_refused(tmp_path: Path, suffix: str) -> None:
+    folder = tmp_path / f"folder{suffix}"
+    folder.mkdir()
+    assert "folder" in refused(folder).what
+    assert "No such file" in refused(tmp_path / f"missing{suffix}").what
+
+
+def test_the_digest_follows_the_content(make: Make) -> None:
+    first = open_rows(make("a.csv", ROWS)).digest()
+    assert open_rows(make("b.csv", ROWS)).digest() == first
+    assert open_rows(make("a.csv", ROWS.replace(b"NA", b"NB"))).digest() != first
