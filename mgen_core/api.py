@@ -103,6 +103,7 @@ class BackboneCard:
     - `weights_required`: the user must say which weights (`--weights`): there are none of its own.
     - `parameters`: how many, for the listing; None when unknown.
     - `needs`: the fields (columns of the table beside the input) that `Row.fields` must hold.
+    - `takes`: fields that it uses where the table has them.
     """
 
     name: str
@@ -118,6 +119,7 @@ class BackboneCard:
     parameters: int | None = None
     seed: int = 0
     needs: tuple[str, ...] = ()
+    takes: tuple[str, ...] = ()
     options: type[BackboneOptions] = BackboneOptions
 
 
@@ -346,9 +348,7 @@ class Task:
 
 @dataclass(frozen=True)
 class ReaderOptions:
-    """Options of a reader. Subclass it to add keys."""
-
-    split: str | None = None
+    """Options of a reader. Subclass it to add keys; a field `split` gets what `--split` says."""
 
 
 @dataclass(frozen=True)

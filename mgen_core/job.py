@@ -87,9 +87,9 @@ def open_job(
         )
     given = _options(config, catalog, backbone_card, task_card, rows)
     table = (
-        open_table(config, catalog, backbone_card.needs)
+        open_table(config, catalog, backbone_card)
         if rows is None
-        else choose_columns((rows,), config, backbone_card.needs)
+        else choose_columns((rows,), config, backbone_card)
     )
     from . import hub  # the hub client is slow to import: only once the rest is in order
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from .api import Reader, ReaderCard, ReaderOptions, Row, Rows
+from .api import BackboneCard, Reader, ReaderCard, ReaderOptions, Row, Rows
 from .catalog import Catalog
-from .config import RunConfig, checked, make_options
+from .config import RunConfig, checked
 from .errors import InputError
 
 ID_NAMES = ("id",)
@@ -61,17 +61,17 @@ class Table:
         return hashlib.sha256("\n".join([*parts, *chosen]).encode()).hexdigest()
 
 
-def open_table(config: RunConfig, catalog: Catalog, needs: Sequence[str] = ()) -> Table:
-    """Open the inputs of a run and choose their columns; `needs` are further ones.
+def open_table(config: RunConfig, catalog: Catalog, card: BackboneCard) -> Table:
+    """Open the inputs of a run and choose their columns, those that the backbone uses included.
 
     Raises `InputError` for a file that is not there, of no known format, or without the column
     that was asked for.
     """
     sources = tuple(_open(uri, config, catalog) for uri in _expanded(config.data))
-    return choose_columns(sources, config, needs)
+    return choose_columns(sources, config, card)
 
 
-def choose_columns(sources: tuple[Rows, ...], config: RunConfig, needs: Sequence[str]) -> Table:
+def choose_columns(sources: tuple[Rows, ...], config: RunConfig, card: BackboneCard) -> Table:
     """The table over opened sources. Raises `InputError` for a column that is not there."""
     first = sources[0]
     x_col = config.x_col or first.default_x or _first_of(X_NAMES, first.columns)
@@ -81,17 +81,16 @@ def choose_columns(sources: tuple[Rows, ...], config: RunConfig, needs: Sequence
             f"no column called {', '.join(X_NAMES[:-1])} or {X_NAMES[-1]}",
             f"say which one with --x-col; the columns are: {_listed(first.columns)}",
         )
-    for name, flag in ((x_col, "--x-col"), (id_col, "--id-col"), *((n, "") for n in needs)):
+    asked = {x_col: "--x-col takes one of", **({id_col: "--id-col takes one of"} if id_col else {})}
+    for name, why in {
+        **dict.fromkeys(card.needs, f"{card.name} needs it; there are"),
+        **asked,
+    }.items():
         for source in sources:
-            if name is not None and name not in source.columns:
-                hint = f"the columns are: {_listed(source.columns)}"
-                raise InputError(
-                    f"no column {name!r}",
-                    f"{flag} takes one of them; {hint}"
-                    if flag
-                    else f"this backbone needs it; {hint}",
-                )
-    return Table(sources, x_col, id_col, tuple(needs), config.limit)
+            if name not in source.columns:
+                raise InputError(f"no column {name!r}", f"{why}: {_listed(source.columns)}")
+    taken = (n for n in card.takes if all(n in source.columns for source in sources))
+    return Table(sources, x_col, id_col, (*card.needs, *taken), config.limit)
 
 
 def find_reader(uri: str, catalog: Catalog) -> ReaderCard:
@@ -117,15 +116,18 @@ def _open(uri: str, config: RunConfig, catalog: Catalog) -> Rows:
     claimed = card.claims is not None and card.claims(uri)
     if not os.path.exists(uri) and not claimed:
         raise InputError(f"no such file: {uri}", "check the path")
-    (given,) = make_options([card.options], _known(card.options, config.options))
-    options = checked(card.options, {**given, "split": config.split})
-    reader: Reader = card.load(card, options)
+    reader: Reader = card.load(card, _reader_options(card, config))
     return reader.open(uri)
 
 
-def _known(kind: type[ReaderOptions], options: Mapping[str, Any]) -> dict[str, Any]:
-    names = kind.__dataclass_fields__
-    return {key: value for key, value in options.items() if key in names}
+def _reader_options(card: ReaderCard, config: RunConfig) -> ReaderOptions:
+    names = card.options.__dataclass_fields__
+    given = {key: value for key, value in config.options.items() if key in names}
+    if config.split is not None:
+        if "split" not in names:
+            raise InputError(f"{card.name} has no splits", "leave out --split")
+        given["split"] = config.split
+    return checked(card.options, given)
 
 
 def _expanded(uris: Sequence[str]) -> list[str]:

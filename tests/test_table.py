@@ -1,8 +1,10 @@
 """Inputs become rows: columns chosen, several files joined, an index for life."""
 
+from dataclasses import replace
+
 import pytest
 
-from mgen_core import InputError, Reader, ReaderCard, Rows, hookimpl
+from mgen_core import BackboneCard, InputError, Reader, ReaderCard, Rows, hookimpl
 from mgen_core.catalog import Catalog
 from mgen_core.config import RunConfig
 from mgen_core.notebook import MemoryRows
@@ -25,6 +27,7 @@ class Plugin:
         ]
 
 
+PLAIN = BackboneCard("b", "", "dna", load=lambda *_: None)
 CATALOG = Catalog.of(Plugin())
 
 
@@ -33,13 +36,13 @@ def config(*data, **more):
 
 
 def rows_of(columns, **more):
-    return list(choose_columns((MemoryRows(columns),), config("memory", **more), ()))
+    return list(choose_columns((MemoryRows(columns),), config("memory", **more), PLAIN))
 
 
 def test_index_runs_through_all_files_and_globs_are_sorted(tmp_path):
     (tmp_path / "b.txt").write_text("GG TT")
     (tmp_path / "a.txt").write_text("AA CC AA")
-    rows = list(open_table(config(str(tmp_path / "*.txt")), CATALOG))
+    rows = list(open_table(config(str(tmp_path / "*.txt")), CATALOG, PLAIN))
     assert [(row.index, row.id, row.data) for row in rows] == [
         (0, "0", "AA"),
         (1, "1", "CC"),
@@ -72,9 +75,15 @@ def test_columns_can_be_named_and_the_mistake_lists_them():
 
 
 def test_limit_and_fields():
-    source = MemoryRows({"seq": ["A", "C", "G"], "msa": [["A"], ["C"], ["G"]]})
-    rows = list(choose_columns((source,), config("memory", limit=2), ("msa",)))
-    assert [row.fields["msa"] for row in rows] == [["A"], ["C"]]
+    columns = {"seq": ["A", "C", "G"], "msa": [["A"], ["C"], ["G"]]}
+    source, limited = MemoryRows(columns), config("memory", limit=2)
+    needy = replace(PLAIN, needs=("msa",), takes=("str_emb",))
+    rows = list(choose_columns((source,), limited, needy))
+    assert [row.fields for row in rows] == [{"msa": ["A"]}, {"msa": ["C"]}]
+    assert next(iter(choose_columns((source,), limited, PLAIN))).fields == {}
+    with pytest.raises(InputError, match="no column 'str_emb'") as caught:
+        choose_columns((source,), limited, replace(PLAIN, needs=("str_emb",)))
+    assert "b needs it" in caught.value.hint
 
 
 def test_the_longest_suffix_chooses_the_reader():
@@ -88,14 +97,14 @@ def test_the_longest_suffix_chooses_the_reader():
 
 def test_what_is_not_there_is_named(tmp_path):
     with pytest.raises(InputError, match="no such file"):
-        open_table(config(str(tmp_path / "no.txt")), CATALOG)
+        open_table(config(str(tmp_path / "no.txt")), CATALOG, PLAIN)
     with pytest.raises(InputError, match="nothing matches"):
-        open_table(config(str(tmp_path / "*.txt")), CATALOG)
+        open_table(config(str(tmp_path / "*.txt")), CATALOG, PLAIN)
 
 
 def test_the_digest_tells_content_and_columns_apart():
     def digest(columns, **more):
-        return choose_columns((MemoryRows(columns),), config("memory", **more), ()).digest()
+        return choose_columns((MemoryRows(columns),), config("memory", **more), PLAIN).digest()
 
     table = {"id": ["a", "b"], "seq": ["A", "C"]}
     assert digest(table) == digest(dict(table))

@@ -54,7 +54,10 @@ def main() -> None:
         sys.stderr.write(f"error: {error.what}\n")
         if error.hint:
             sys.stderr.write(f"  try: {error.hint}\n")
-        sys.exit(128 + error.signal if isinstance(error, Stopped) else 1)
+        code = 128 + error.signal if isinstance(error, Stopped) else 1
     except BrokenPipeError:  # `mgen list backbones | head`
         sys.stderr.close()
-        sys.exit(0)
+        code = 0
+    # Not inside the handlers: the error would keep half-read files open until the very end,
+    # where the threads that read them may outlive the interpreter.
+    sys.exit(code)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from mgen_core import Reader, ReaderCard, ReaderOptions, Writer, WriterCard, hookimpl
 
@@ -54,7 +55,14 @@ def _fasta(card: ReaderCard, options: ReaderOptions) -> Reader:
     return FastaReader(card, options)
 
 
-def _huggingface(card: ReaderCard, options: ReaderOptions) -> Reader:
+@dataclass(frozen=True)
+class DatasetOptions(ReaderOptions):
+    """Which split of a dataset that has several."""
+
+    split: str | None = None
+
+
+def _huggingface(card: ReaderCard, options: DatasetOptions) -> Reader:
     from .readers.huggingface import DatasetReader
 
     return DatasetReader(card, options)
@@ -113,6 +121,7 @@ READERS = (
         "a folder saved by Hugging Face datasets, or a dataset's id on the hub",
         _huggingface,
         claims=_is_dataset,
+        options=DatasetOptions,
     ),
 )
 

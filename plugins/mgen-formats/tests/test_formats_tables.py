@@ -40,7 +40,8 @@ EXPECTED: dict[str, list[Any]] = {
 
 
 def open_rows(name: str, path: Path | str, split: str | None = None) -> Rows:
-    return CARDS[name].load(CARDS[name], ReaderOptions(split=split)).open(str(path))
+    options = CARDS[name].options(split=split) if split else CARDS[name].options()
+    return CARDS[name].load(CARDS[name], options).open(str(path))
 
 
 def values(rows: Rows, columns: list[str] | None = None) -> dict[str, list[Any]]:

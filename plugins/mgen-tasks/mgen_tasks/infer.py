@@ -101,7 +101,7 @@ class Likelihood(Task):
         found = _residue_logits(activations)[:, self.used].log_softmax(-1)
         lengths = activations.mask.sum(dim=1).tolist()
         sums = []
-        for log_probs, row in zip(found.split(lengths), rows):
+        for log_probs, row in zip(torch.split(found, lengths), rows):
             if self.masked:
                 sums.append(log_probs[row.fields["position"], self.place[row.fields["id"]]])
                 continue

@@ -109,13 +109,16 @@ def _attempt(
         quoted_strings_can_be_null=False,
     )
     closed = False
-    with opened(path) as stream:
-        table = arrow_csv.open_csv(
+    # Closed with the stream: Arrow reads ahead in a thread, which must not outlive either.
+    with (
+        opened(path) as stream,
+        arrow_csv.open_csv(
             _Ended(stream, f"\n{delimiter.join([LAST] * width)}\n".encode()),
             read_options=arrow_csv.ReadOptions(use_threads=False, block_size=block),
             parse_options=arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
             convert_options=convert,
-        )
+        ) as table,
+    ):
         for batch in table:
             closed = closed or (batch.num_rows > 0 and batch.column(0)[-1].as_py() == LAST)
             yield batch.slice(0, batch.num_rows - closed)

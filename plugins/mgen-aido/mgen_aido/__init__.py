@@ -1,0 +1,1 @@
+"""GenBio's DNA, RNA and protein models for mgen."""

@@ -1,0 +1,52 @@
+"""Rows end to end, without padding, and back.
+
+Rows lie longest first, so that rows of equal length are neighbours: attention takes them as one
+block without a mask, and no layer ever computes on padding. What a layer must know about lengths
+is plain numbers on the CPU: no layer waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# (rows, length) of each block of equal rows.
+Spans = tuple[tuple[int, int], ...]
+
+
+def pack(rows: Sequence[bytes], before: int = 0, after: int = 0) -> dict[str, Any]:
+    """Token ids of each row as one stream.
+
+    - `tokens`, `positions`: (T,) int64.
+    - `spans`: the blocks of equal length, in stream order.
+    - `mask`: (B, L) bool, True at residues: without the first `before` and last `after` tokens.
+    - `slots`: (T,) int64, where each token goes in B x L; None when the stream is in place.
+    """
+    lengths = [len(row) for row in rows]
+    order = sorted(range(len(rows)), key=lambda number: -lengths[number])
+    width = lengths[order[0]]
+    spans = tuple((len(list(same)), n) for n, same in groupby(lengths[row] for row in order))
+    stream = bytearray(b"".join(rows[number] for number in order))
+    positions = torch.cat([torch.arange(length).repeat(count) for count, length in spans])
+    starts = torch.tensor(order) * width
+    counts = torch.tensor([lengths[number] for number in order])
+    column, length = torch.arange(width), torch.tensor(lengths)[:, None]
+    return {
+        "tokens": torch.frombuffer(stream, dtype=torch.uint8).long(),
+        "positions": positions,
+        "spans": spans,
+        "mask": (column >= before) & (column < length - after),
+        "slots": None if len(spans) == 1 else starts.repeat_interleave(counts) + positions,
+    }
+
+
+def unpack(stream: Tensor, slots: Tensor | None, rows: int, width: int) -> Tensor:
+    """(T, H) back to (B, L, H), with zeros at padding."""
+    if slots is None:
+        return stream.view(rows, width, -1)
+    padded = stream.new_zeros(rows * width, stream.shape[-1])
+    return padded.index_copy_(0, slots, stream).view(rows, width, -1)
