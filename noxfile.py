@@ -22,16 +22,18 @@ def install(session: nox.Session, *groups: str) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """All tests, on the CPU."""
+    """All tests but those of the documentation, on the CPU."""
     install(session, "tests")
-    session.run("pytest", "-n", "2", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+    # Two processes of one thread each: tests are many and small.
+    paths = session.posargs or ["--ignore", "tests/docs"]
+    session.run("pytest", "-n", "2", *paths, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session
 def docs(session: nox.Session) -> None:
     """The documentation's links, references and code blocks."""
     install(session, "tests")
-    session.run("pytest", "tests/docs", *session.posargs)
+    session.run("pytest", *(session.posargs or ["tests/docs"]))
 
 
 @nox.session

@@ -33,7 +33,7 @@ from .errors import InputError, MgenError, PluginError, RowError, RunError, Weig
 from .hookspecs import hookimpl
 
 if TYPE_CHECKING:
-    from .notebook import embed, infer, read
+    from .notebook import embed, infer, read, run_task
 
 __version__ = "0.1.0"
 
@@ -67,12 +67,13 @@ __all__ = [
     "hookimpl",
     "infer",
     "read",
+    "run_task",
 ]
 
 
 def __getattr__(name: str) -> Any:
     # These pull in the whole run; plugins and `--help` must not pay for that.
-    if name in ("embed", "infer", "read"):
+    if name in ("embed", "infer", "read", "run_task"):
         from . import notebook
 
         return getattr(notebook, name)

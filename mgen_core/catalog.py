@@ -95,9 +95,11 @@ class Catalog:
     def _hint(self, kind: type[C], name: str) -> str:
         names = [offer.card.name for offer in self.offers(kind)]
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"`mgen list {_word(kind)}s`"
         broken = [f"{p.distribution} ({p.problem})" for p in self.plugins if p.problem]
-        return hint + (f" Broken plugins: {'; '.join(broken)}" if broken else "")
+        if near:
+            return f"did you mean {' or '.join(near)}?"
+        listed = f"`mgen list {_word(kind)}s` tells which there are"
+        return f"{listed}; broken plugins: {'; '.join(broken)}" if broken else listed
 
 
 def discover() -> Catalog:

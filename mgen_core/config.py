@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_origin, get_type_hints
 
 from .errors import MgenError
 
@@ -88,6 +88,7 @@ def make_config(values: Mapping[str, Any]) -> RunConfig:
             flag = "DATA" if name == "data" else f"--{name}"
             raise MgenError(f"no {name} given", f"add {flag}, or `{name}:` to the config file")
     data = values["data"]
+    # One path is one path, commas and all.
     return checked(RunConfig, {**values, "data": (data,) if isinstance(data, str) else data})
 
 
@@ -110,11 +111,19 @@ RESERVED = {"weights", "split"}
 
 
 def checked(kind: type[T], values: Mapping[str, Any]) -> T:
-    """A dataclass made from loose values ("4" is 4), or `MgenError` saying which do not fit."""
+    """A dataclass made from loose values, or `MgenError` saying which do not fit.
+
+    As on a command line, "4" is 4 and, where a tuple is wanted, "a,b" is ("a", "b").
+    """
     import pydantic
 
+    tuples = {name for name, hint in get_type_hints(kind).items() if get_origin(hint) is tuple}
+    loose = {
+        name: value.split(",") if name in tuples and isinstance(value, str) else value
+        for name, value in values.items()
+    }
     try:
-        return pydantic.TypeAdapter(kind).validate_python(dict(values))
+        return pydantic.TypeAdapter(kind).validate_python(loose)
     except pydantic.ValidationError as error:
         faults = [
             f"{'.'.join(map(str, fault['loc'])) or kind.__name__} = {fault['input']!r:.60}"

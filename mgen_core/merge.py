@@ -49,6 +49,7 @@ def merge(
     """
     manifest = Manifest.open(run)
     card = _format(to, form, catalog)
+    _check_dtype(card, manifest, catalog)
     path = to or run.parent / f"{run.resolve().name}{card.suffix}"
     if path.is_dir():
         raise RunError(f"{path} is a folder", "name a file with --to")
@@ -132,6 +133,7 @@ def merged_schema(
 ) -> pa.Schema:
     """The parts' columns, and `error` where rows failed; only what was asked for."""
     schema = _part_schema(manifest, source, done)
+    schema = schema.with_metadata({**(schema.metadata or {}), **_provenance(manifest)})
     failed = manifest.record["plan"]["failed"] + sum(part.failed for part in done.values())
     if failed and not selection.drop_failed:
         schema = schema.append(pa.field(ERROR, pa.string()))
@@ -254,6 +256,18 @@ def _half(field: pa.Field) -> bool:
     return bool(pa.types.is_float16(field.type))
 
 
+def _provenance(manifest: Manifest) -> dict[str, str]:
+    """What the file's own metadata tells of the run."""
+    identity = manifest.record["identity"]
+    return {
+        "mgen.version": manifest.record["versions"]["mgen"],
+        "mgen.task": identity["task"],
+        "mgen.backbone": identity["backbone"],
+        "mgen.weights": str(identity["weights"]),
+        "mgen.input": identity["input"],
+    }
+
+
 def _part_schema(manifest: Manifest, source: Writer, done: dict[int, Done]) -> pa.Schema:
     if not done:
         raise RunError(f"nothing is done in {manifest.folder}", f"run {command(manifest)}")
@@ -275,6 +289,16 @@ def _format(to: Path | None, form: str | None, catalog: Catalog) -> WriterCard:
         f"no writer for {to.name}",
         f"use one of {' '.join(card.suffix for card in cards)}, or say --format",
     )
+
+
+def _check_dtype(card: WriterCard, manifest: Manifest, catalog: Catalog) -> None:
+    stored = manifest.record["identity"]["dtype"]
+    if stored not in card.dtypes:
+        able = [o.card.suffix for o in catalog.offers(WriterCard) if stored in o.card.dtypes]
+        raise MgenError(
+            f"{card.name} cannot hold {stored}, which this run stored",
+            f"name a file with --to that ends in {' or '.join(able)}",
+        )
 
 
 def _check_room(path: Path, done: dict[int, Done]) -> None:

@@ -37,8 +37,8 @@ def embed(
     `id_col`, `dtype`, ...). With `output` the run directory is kept, and the same call resumes
     it. Raises `MgenError` for what the command line would report.
     """
-    pools = (pool,) if isinstance(pool, str) else tuple(pool)
-    return _run("embed", data, backbone, {"pool": pools, "layers": tuple(layers)}, settings)
+    chosen = {"pool": pool, "layers": tuple(layers), **settings.pop("options", {})}
+    return run_task("embed", data, backbone=backbone, options=chosen, **settings)
 
 
 def infer(
@@ -51,13 +51,19 @@ def infer(
     **settings: Any,
 ) -> pa.Table:
     """Token probabilities of each residue, or with `score` one number a row; else as `embed`."""
-    options = {"kind": kind, "alphabet": alphabet, "score": score}
-    return _run("infer", data, backbone, options, settings)
+    chosen = {"kind": kind, "alphabet": alphabet, "score": score, **settings.pop("options", {})}
+    return run_task("infer", data, backbone=backbone, options=chosen, **settings)
 
 
-def _run(
-    task: str, data: Any, backbone: str, chosen: dict[str, Any], settings: dict[str, Any]
+def run_task(
+    task: str,
+    data: Any,
+    *,
+    backbone: str,
+    options: Mapping[str, Any] | None = None,
+    **settings: Any,
 ) -> pa.Table:
+    """Any installed task by name, with the options of task and backbone; else as `embed`."""
     catalog = settings.pop("catalog", None) or discover()
     output = settings.pop("output", None)
     paths = _paths(data)
@@ -66,7 +72,7 @@ def _run(
         "task": task,
         "backbone": backbone,
         "data": paths or ("rows in memory",),
-        "options": {**chosen, **settings.get("options", {})},
+        "options": options or {},
     }
     with tempfile.TemporaryDirectory(prefix="mgen-") as temporary:
         folder = Path(output) if output is not None else Path(temporary) / "run"

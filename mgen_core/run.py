@@ -392,7 +392,7 @@ def _record(job: Job, identity: dict[str, Any], plan: Survey) -> dict[str, Any]:
     return {
         "format": manifests.FORMAT,
         "identity": identity,
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": _command(),
         "directory": os.getcwd(),
         "config": {key: _plain(value) for key, value in asdict(job.config).items()},
         "input": {"x_col": job.table.x_col, "id_col": job.table.id_col},
@@ -409,6 +409,14 @@ def _record(job: Job, identity: dict[str, Any], plan: Survey) -> dict[str, Any]:
             "windows": plan.windows,
         },
     }
+
+
+def _command() -> list[str]:
+    """What was typed, as it can be typed again; a notebook's own name says where to look."""
+    program = Path(sys.argv[0])
+    if program.name == "__main__.py":
+        return ["python", "-m", program.parent.name, *sys.argv[1:]]
+    return [program.name, *sys.argv[1:]]
 
 
 def _versions() -> dict[str, str]:

@@ -61,10 +61,11 @@ class ConsoleScreen(Screen):
             self.say(label, text)
 
     def loaded(self, job: Job, parameters: int, place: str, seconds: float) -> None:
-        origin = "" if job.backbone.options.weights else ", random weights"
         size = f"{parameters:,} parameters" if parameters else "no parameters"
+        if parameters and not job.backbone.options.weights:
+            size += ", random"
         name = job.backbone.card.name
-        self.say("model", f"{name}: {size}{origin}, {place}, ready in {seconds:.1f} s")
+        self.say("model", f"{name}: {size}, {place}, ready in {seconds:.1f} s")
 
     def start(self, manifest: Manifest, done: dict[int, Done]) -> None:
         from rich import progress
@@ -121,16 +122,17 @@ def plan_lines(job: Job, plan: Survey) -> list[tuple[str, str]]:
     if repeats:
         lines.append(("", f"{rows(repeats)}: the same as an earlier one, computed once"))
     if plan.batches:
-        lines.append(
-            (
-                "plan",
-                f"{plan.tokens:,} tokens in {plan.batches:,} batches, the largest "
-                f"{plan.largest:,}; {plan.useful:.1%} of computed tokens are useful",
-            )
-        )
+        batches = f"{counted(plan.batches, 'batch', 'batches')}, the largest {plan.largest:,}"
+        useful = f"{plan.useful:.1%} of computed tokens are useful"
+        lines.append(("plan", f"{plan.tokens:,} tokens in {batches}; {useful}"))
     return lines
 
 
-def rows(count: int) -> str:
+def counted(count: int, one: str, many: str) -> str:
     """ "1 row", "2,100 rows"."""
-    return f"{count:,} row" if count == 1 else f"{count:,} rows"
+    return f"{count:,} {one if count == 1 else many}"
+
+
+def rows(count: int) -> str:
+    """So many rows."""
+    return counted(count, "row", "rows")

@@ -82,6 +82,7 @@ def test_options_go_to_those_who_have_them():
     ]
     assert checked(Model, {"fuse": "false"}).fuse is False
     assert checked(Work, {"layers": ["-1", "3"]}).layers == (-1, 3)
+    assert checked(Work, {"layers": "-1,3"}).layers == (-1, 3)
 
 
 def test_an_unknown_option_suggests_the_near_one():

@@ -265,3 +265,10 @@ def test_stored_precision(tmp_path, dtype):
         with pytest.raises(MgenError, match="bfloat16"):
             start(data, tmp_path / "other", dtype=dtype)
         assert not (tmp_path / "other").exists()
+
+
+def test_the_merged_file_says_where_it_comes_from(tmp_path):
+    start(toy.write_csv(tmp_path / "in.csv", ["ACD"]), tmp_path / "run")
+    told = merged(tmp_path / "run").schema.metadata
+    assert (told[b"mgen.task"], told[b"mgen.backbone"]) == (b"embed", b"toy")
+    assert len(told[b"mgen.input"]) == 64 and told[b"mgen.version"]

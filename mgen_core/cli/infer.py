@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -33,20 +33,8 @@ class Score(str, Enum):
     masked_pll = "masked-pll"
 
 
+@o.run_command("infer")
 def infer(
-    data: o.Data = None,
-    backbone: o.Backbone = None,
-    weights: o.Weights = None,
-    revision: o.Revision = None,
-    precision: o.PrecisionOption = None,
-    option: o.Option = None,
-    id_col: o.IdCol = None,
-    x_col: o.XCol = None,
-    split: o.Split = None,
-    reader: o.Reader = None,
-    limit: o.Limit = None,
-    max_length: o.MaxLength = None,
-    too_long: o.TooLongOption = None,
     kind: Annotated[
         Optional[Kind],
         typer.Option(
@@ -69,21 +57,11 @@ def infer(
             rich_help_panel=o.OUTPUT,
         ),
     ] = None,
-    output: o.Output = None,
-    writer: o.Writer = None,
-    dtype: o.DtypeOption = None,
-    overwrite: o.Overwrite = False,
-    plan_only: o.PlanOnly = False,
-    batch_tokens: o.BatchTokens = None,
-    on_error: o.OnErrorOption = None,
-    config: o.Config = None,
-) -> None:
+) -> dict[str, Any]:
     """Token probabilities of each residue, or a score of each row.
 
     Leaves a run directory; `mgen merge` makes one file of it.
 
     Started again, the same command goes on where it was stopped.
     """
-    given = dict(locals())
-    chosen = {name: given.pop(name) for name in ("kind", "alphabet", "score")}
-    o.start("infer", given, chosen)
+    return {"kind": kind, "alphabet": alphabet, "score": score}

@@ -78,7 +78,9 @@ def _facts(card: Card) -> dict[str, Any]:
 def _weights(card: BackboneCard) -> str:
     if card.weights_required:
         return "yours: --weights"
-    return card.weights[0] if card.weights else "none: random or no parameters"
+    if card.parameters == 0:
+        return "none needed"
+    return card.weights[0] if card.weights else f"random, of seed {card.seed}"
 
 
 def _text(value: Any) -> str:

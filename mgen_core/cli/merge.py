@@ -36,10 +36,11 @@ def merge(
     from ..catalog import discover
     from ..merge import Selection
     from ..merge import merge as merge_run
+    from ..screen import rows
     from .running import size
 
     chosen = o.split_list(columns)
     selection = Selection(tuple(chosen) if chosen else None, where, drop_failed, allow_missing)
     merged = merge_run(run, to, discover(), selection, format)
     failed = f", {merged.failed:,} of them set aside (column error)" if merged.failed else ""
-    typer.echo(f"{merged.path}: {merged.rows:,} rows{failed}, {size(merged.bytes)}")
+    typer.echo(f"{merged.path}: {rows(merged.rows)}{failed}, {size(merged.bytes)}")

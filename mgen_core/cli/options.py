@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -173,15 +175,66 @@ Config = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]
 
 
-def start(task: str, given: dict[str, Any], chosen: dict[str, Any]) -> None:
-    """Run a task: `given` are a command's arguments, `chosen` the options of its task."""
+def run_command(
+    task: str | None = None,
+) -> Callable[[Callable[..., dict[str, Any]]], Callable[..., None]]:
+    """Make a run command of a function that turns its own options into those of its task.
+
+    The command has the options of `shared` beside them. Without a task the function names it.
+    """
+
+    def command(own: Callable[..., dict[str, Any]]) -> Callable[..., None]:
+        def run(**given: Any) -> None:
+            chosen = own(**{name: given.pop(name) for name in inspect.signature(own).parameters})
+            _start(task or chosen.pop("task"), given, chosen)
+
+        common = [*inspect.signature(shared, eval_str=True).parameters.values()]
+        output = [parameter.name for parameter in common].index("output")
+        mine = [*inspect.signature(own, eval_str=True).parameters.values()]
+        parameters = [*common[:output], *mine, *common[output:]]
+        # Typer reads these two.
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        run.__doc__ = own.__doc__
+        return run
+
+    return command
+
+
+def shared(
+    data: Data = None,
+    backbone: Backbone = None,
+    weights: Weights = None,
+    revision: Revision = None,
+    precision: PrecisionOption = None,
+    option: Option = None,
+    id_col: IdCol = None,
+    x_col: XCol = None,
+    split: Split = None,
+    reader: Reader = None,
+    limit: Limit = None,
+    max_length: MaxLength = None,
+    too_long: TooLongOption = None,
+    output: Output = None,
+    writer: Writer = None,
+    dtype: DtypeOption = None,
+    overwrite: Overwrite = False,
+    plan_only: PlanOnly = False,
+    batch_tokens: BatchTokens = None,
+    on_error: OnErrorOption = None,
+    config: Config = None,
+) -> None:
+    """What every run command takes, in the order of its help; a task's own come before output."""
+
+
+def _start(task: str | None, given: dict[str, Any], chosen: dict[str, Any]) -> None:
     from . import running
 
     configs, plan_only = given.pop("config"), given.pop("plan_only")
     options = parse_options(given.pop("option"))
     options |= {key: _plain(value) for key, value in chosen.items() if value is not None}
     given["batch_tokens"] = parse_batch_tokens(given["batch_tokens"])
-    running.start(task, configs, {**given, "options": options}, plan_only=plan_only)
+    running.start(configs, {**given, "task": task, "options": options}, plan_only=plan_only)
 
 
 def split_list(values: list[str] | None) -> list[str] | None:

@@ -20,10 +20,9 @@ from ..storage import free_bytes
 from .options import merged_values
 
 
-def start(task: str, configs: list[Path] | None, flags: dict[str, Any], *, plan_only: bool) -> None:
+def start(configs: list[Path] | None, flags: dict[str, Any], *, plan_only: bool) -> None:
     """Run, or only plan; exit 130 or 143 when a signal ended it."""
-    values = merged_values(configs, flags)
-    config = make_config({**values, "task": task})
+    config = make_config(merged_values(configs, flags))
     screen = ConsoleScreen(Console(stderr=True))
     if plan_only:
         show_plan(screen, config, *make_plan_only(config, discover()))

@@ -81,16 +81,17 @@ def test_the_tests_that_the_pages_show(plugin, tmp_path):
     shown["test_contract"]()
 
 
-def test_the_task_runs(plugin):
+def test_the_task_runs(plugin, monkeypatch):
     catalog = plugin("your-first-task.md", "mgen_spread")
+    monkeypatch.setattr("mgen_core.notebook.discover", lambda: catalog)
     (shown,) = [
         block
         for block in blocks(DOCS / "plugins/your-first-task.md")
         if block.language == "python" and not block.file
     ]
-    names = {"discover": lambda: catalog}
-    exec(shown.text.replace("from mgen_core.catalog import discover\n", ""), names)
-    table = mgen_core.read("spread", catalog=catalog)
+    names = {}
+    exec(shown.text, names)
+    table = names["table"]
     assert table.column_names == ["row", "id", "spread"] and table.num_rows == 17
     assert all(value >= 0 for value in table["spread"][0].as_py())
 

@@ -9,7 +9,7 @@ COMMANDS = [block.text for block in blocks(ROOT / "README.md") if block.language
 
 def test_the_first_command_installs_everything_and_runs_a_real_job():
     first = COMMANDS[0]
-    assert re.search(r"pip install -c constraints\.txt \. \./plugins/mgen-\*", first)
+    assert re.search(r"pip install --quiet -c constraints\.txt \. \./plugins/mgen-\*", first)
     assert "mgen embed --backbone antiberty examples/antibodies.csv" in first
     assert "mgen merge" in first
     assert (ROOT / "constraints.txt").exists()
