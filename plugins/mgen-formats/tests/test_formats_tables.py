@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from mgen_formats.plugin import READERS
 
-from mgen_core import InputError, ReaderOptions, Rows
+from mgen_core import InputError, Rows
 
 CARDS = {card.name: card for card in READERS}
 
