@@ -101,7 +101,7 @@ class Likelihood(Task):
         found = _residue_logits(activations)[:, self.used].log_softmax(-1)
         lengths = activations.mask.sum(dim=1).tolist()
         sums = []
-        for log_probs, row in zip(torch.split(found, lengths), rows):
+        for log_probs, row in zip(_split(found, lengths), rows):
             if self.masked:
                 sums.append(log_probs[row.fields["position"], self.place[row.fields["id"]]])
                 continue
@@ -127,6 +127,11 @@ def _residue_logits(activations: Activations) -> Tensor:
     """(residues of all rows, V) float32: a bfloat16 softmax would lose the small ones."""
     assert activations.logits is not None
     return activations.logits[activations.mask].float()
+
+
+def _split(values: Tensor, lengths: Sequence[int]) -> tuple[Tensor, ...]:
+    """The values of each row."""
+    return torch.split(values, list(lengths))  # type: ignore[no-untyped-call, no-any-return]
 
 
 def _check_vocabulary(backbone: Backbone) -> None:

@@ -11,12 +11,15 @@ import datasets  # type: ignore[import-untyped]
 
 from mgen_core import InputError, Reader, Rows
 
+from ..plugin import DatasetOptions
 from .arrow import chunk
 from .source import chunk_rows, digest, reading
 
 
 class DatasetReader(Reader):
     """Opens a folder saved by `save_to_disk`, or downloads `org/name` from the hub."""
+
+    options: DatasetOptions
 
     def open(self, uri: str) -> Rows:
         if os.path.isdir(uri):
