@@ -15,7 +15,6 @@ from .checkpoint import Checkpoint, open_checkpoint, seeded_checkpoint
 from .columns import HostColumn
 from .config import Precision, StoredDtype
 from .errors import PluginError
-from .plan import Work
 from .weights import fill, parameters_on_meta
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -66,27 +65,28 @@ class LocalEngine:
         """How many numbers the model has."""
         return sum(parameter.numel() for parameter in self.module.parameters())
 
-    def forward(
-        self, work: Work, inputs: Sequence[Inputs], stored: StoredDtype
-    ) -> dict[str, HostColumn]:
-        """One batch: its forward passes, the task's columns, one copy to the CPU."""
+    def forward(self, rows: Sequence[Row], inputs: Inputs) -> Columns:
+        """One forward pass and the task's columns of it, on the device."""
         with torch.inference_mode():
-            found = [self._pass(rows, one) for rows, one in zip(work.passes, inputs)]
-            columns = self.task.gather(_joined(found), work.counts)
+            moved = _to_device(inputs, self.placement.device)
+            activations = self.backbone.forward(self.module, moved, self.task.needs)
+            return self.task.columns(activations, rows)
+
+    def collect(
+        self, found: Sequence[Columns], counts: Sequence[int], stored: StoredDtype
+    ) -> dict[str, HostColumn]:
+        """The columns of a batch from those of its passes, on the CPU: one copy."""
+        with torch.inference_mode():
+            columns = self.task.gather(_joined(found), counts)
             host = {name: _to_host(column, STORED[stored]) for name, column in columns.items()}
         for name, column in host.items():
-            if len(column) != len(work.counts):
+            if len(column) != len(counts):
                 raise PluginError(
                     f"task {self.task.card.name}: column {name!r} has {len(column)} entries for "
-                    f"{len(work.counts)} rows",
+                    f"{len(counts)} rows",
                     "this is a defect of the task plugin: report it to its author",
                 )
         return host
-
-    def _pass(self, rows: Sequence[Row], inputs: Inputs) -> Columns:
-        moved = _to_device(inputs, self.placement.device)
-        activations = self.backbone.forward(self.module, moved, self.task.needs)
-        return self.task.columns(activations, rows)
 
 
 def _checkpoint(backbone: Backbone, module: nn.Module) -> Checkpoint:

@@ -23,7 +23,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from . import manifest as manifests
 from . import storage
-from .api import Inputs, Rows, Writer
+from .api import Columns, Inputs, Row, Rows, Writer
 from .background import Behind, ahead
 from .catalog import Catalog
 from .columns import HostColumn, to_table
@@ -40,6 +40,15 @@ if TYPE_CHECKING:
     from .engine import LocalEngine, Placement
 
 RANK = 0
+
+
+class Pass(NamedTuple):
+    """One forward pass of a batch, its rows collated."""
+
+    batch: Batch
+    work: Work
+    rows: Sequence[Row]
+    inputs: Inputs
 
 
 class Computed(NamedTuple):
@@ -304,12 +313,13 @@ def compute(
     """Every batch that is not done: collated ahead, computed here, committed behind."""
     done = manifest.done()
 
-    def pending() -> Iterator[tuple[Batch, Work, list[Inputs]]]:
+    def pending() -> Iterator[Pass]:
         for window in job.windows(settings):
             for batch in window.batches:
                 if batch.number not in done:
                     work = job.work(batch, settings)
-                    yield batch, work, [job.backbone.collate(rows) for rows in work.passes]
+                    for rows in work.passes:
+                        yield Pass(batch, work, rows, job.backbone.collate(rows))
 
     def commit(waiting: Sequence[Computed]) -> None:
         parts = write_parts(job, manifest, waiting)
@@ -317,11 +327,17 @@ def compute(
             screen.committed(computed.batch, part)
 
     screen.start(manifest, done)
-    with Behind(commit) as writer, contextlib.closing(ahead(pending())) as batches:
-        for batch, work, inputs in batches:
-            start = time.perf_counter()
-            columns = engine.forward(work, inputs, job.config.dtype)
-            writer.put(Computed(batch, columns, time.perf_counter() - start))
+    found: list[Columns] = []
+    start = 0.0
+    with Behind(commit) as writer, contextlib.closing(ahead(pending())) as passes:
+        for batch, work, rows, inputs in passes:
+            if not found:
+                start = time.perf_counter()
+            found.append(engine.forward(rows, inputs))
+            if len(found) == len(work.passes):
+                columns = engine.collect(found, work.counts, job.config.dtype)
+                writer.put(Computed(batch, columns, time.perf_counter() - start))
+                found = []
             if stop.signal is not None:
                 break
 

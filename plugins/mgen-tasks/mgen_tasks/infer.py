@@ -114,9 +114,8 @@ class Likelihood(Task):
         """The sum over each row's variants."""
         scores = columns["pll"]
         assert isinstance(scores, Tensor)
-        return {
-            "pll": torch.stack([part.double().sum().float() for part in scores.split(list(counts))])
-        }
+        sums = [part.double().sum().float() for part in _split(scores, counts)]
+        return {"pll": torch.stack(sums)}
 
     def values(self, rows: int, tokens: int) -> int:
         """One number a row."""
@@ -131,7 +130,7 @@ def _residue_logits(activations: Activations) -> Tensor:
 
 def _split(values: Tensor, lengths: Sequence[int]) -> tuple[Tensor, ...]:
     """The values of each row."""
-    return torch.split(values, list(lengths))  # type: ignore[no-untyped-call, no-any-return]
+    return torch.split(values, list(lengths))
 
 
 def _check_vocabulary(backbone: Backbone) -> None:
