@@ -95,7 +95,9 @@ def test_a_second_process_in_the_same_directory_is_refused(tmp_path):
     while parts_done(run) < 1:
         assert first.poll() is None
         time.sleep(0.005)
+    first.send_signal(signal.SIGSTOP)  # it may not be over before the second has started
     second = subprocess.run(command(data, run), capture_output=True, text=True)
+    first.send_signal(signal.SIGCONT)
     assert second.returncode == 1
     assert f"process {first.pid}) is at work" in second.stderr
     assert first.wait() == 0

@@ -13,8 +13,9 @@ from mgen_antiberty import plugin
 
 from mgen_core import Backbone, BackboneOptions, Row, RowError, Want
 from mgen_core.catalog import Catalog
+from mgen_core.checkpoint import open_checkpoint
 from mgen_core.testing import check_backbone
-from mgen_core.weights import fill, open_checkpoint, parameters_on_meta
+from mgen_core.weights import fill, parameters_on_meta
 
 TRAINED = Path(str(distribution("antiberty").locate_file("antiberty/trained_models")))
 WEIGHTS = TRAINED / "AntiBERTy_md_smooth"

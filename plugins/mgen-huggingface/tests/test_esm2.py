@@ -29,8 +29,9 @@ from mgen_core import (
     WeightsError,
 )
 from mgen_core.catalog import Catalog
+from mgen_core.checkpoint import open_checkpoint
 from mgen_core.testing import check_backbone
-from mgen_core.weights import fill, open_checkpoint, parameters_on_meta
+from mgen_core.weights import fill, parameters_on_meta
 
 CARDS = {card.name: card for card in plugin.mgen_backbones()}
 CARD = CARDS["esm2_8m"]

@@ -13,8 +13,9 @@ from mgen_huggingface import plugin
 
 from mgen_core import Backbone, BackboneOptions, Row, Want, WeightsError
 from mgen_core.catalog import Catalog
+from mgen_core.checkpoint import open_checkpoint
 from mgen_core.testing import check_backbone
-from mgen_core.weights import fill, open_checkpoint, parameters_on_meta
+from mgen_core.weights import fill, parameters_on_meta
 
 CARD = next(card for card in plugin.mgen_backbones() if card.name == "esmc_300m")
 ALL = Want(layers=(0, 1, 2, 3), logits=True)

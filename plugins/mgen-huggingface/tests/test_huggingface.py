@@ -17,9 +17,10 @@ from mgen_huggingface import plugin
 from safetensors.torch import load_file, save_file
 
 from mgen_core import Backbone, Row, RowError, Want, WeightsError
+from mgen_core.checkpoint import open_checkpoint
 from mgen_core.config import checked
 from mgen_core.testing import check_invariance, check_measure, sample_rows
-from mgen_core.weights import fill, open_checkpoint, parameters_on_meta
+from mgen_core.weights import fill, parameters_on_meta
 
 CARD = next(card for card in plugin.mgen_backbones() if card.name == "huggingface")
 TINY: dict[str, Any] = {
