@@ -13,6 +13,7 @@ Parts are found through the done-logs, never by looking what lies in the folder.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -107,6 +108,13 @@ class Manifest:
         lines = [json.dumps(asdict(part)) for part in parts]
         storage.append_lines(self.folder / f"done/rank-{rank:05d}.jsonl", lines)
 
+    def command(self) -> str:
+        """What the user typed to start the run, and where."""
+        typed = [word for word in self.record["command"] if word != "--overwrite"]
+        folder = self.record["directory"]
+        there = "" if folder == str(Path.cwd()) else f"cd {shlex.quote(folder)} && "
+        return there + shlex.join(typed)
+
     def planned_failures(self) -> Iterator[Failure]:
         """Rows set aside while planning, in input order."""
         return read_failures(self.folder / "failed/plan.jsonl")
@@ -114,16 +122,6 @@ class Manifest:
     def _whole(self, part: Done) -> bool:
         path = self.folder / part.file
         return path.is_file() and path.stat().st_size == part.bytes
-
-
-def part_path(rank: int, batch: int, suffix: str) -> str:
-    """Where a part lies, relative to the run directory."""
-    return f"parts/rank-{rank:05d}/batch-{batch:08d}{suffix}"
-
-
-def failures_path(rank: int, batch: int) -> str:
-    """Where the rows that failed in a batch are told, relative to the run directory."""
-    return f"failed/rank-{rank:05d}/batch-{batch:08d}.jsonl"
 
 
 def write_lines(lines: Iterable[str], path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from .catalog import Catalog
 from .columns import ERROR, ROW, null_rows
 from .errors import MgenError, RunError
 from .manifest import Done, Manifest, read_failures
+from .parts import read_part
 from .plan import Failure
 
 
@@ -103,17 +103,9 @@ def complete(manifest: Manifest, selection: Selection) -> dict[int, Done]:
         raise RunError(
             f"{len(missing):,} of {manifest.batches:,} batches are missing "
             f"({listed(missing)}) in {manifest.folder}",
-            f"finish the run: {command(manifest)} (or --allow-missing for what there is)",
+            f"finish the run: {manifest.command()} (or --allow-missing for what there is)",
         )
     return done
-
-
-def command(manifest: Manifest) -> str:
-    """What the user typed to start the run, and where."""
-    typed = [word for word in manifest.record["command"] if word != "--overwrite"]
-    folder = manifest.record["directory"]
-    there = "" if folder == str(Path.cwd()) else f"cd {shlex.quote(folder)} && "
-    return there + shlex.join(typed)
 
 
 def listed(numbers: Sequence[int], most: int = 8) -> str:
@@ -193,23 +185,6 @@ def _window(
     return table.take(pc.sort_indices(table[ROW]))
 
 
-def read_part(manifest: Manifest, source: Writer, part: Done) -> pa.Table:
-    """A part, after its bytes were checked. Raises `RunError` when it is not what was written."""
-    path = manifest.folder / part.file
-    if storage.checksum(path) != part.sha256:
-        raise RunError(
-            f"{path} is damaged: its checksum is not the one in the done-log",
-            f"delete the file, then {command(manifest)} computes batch {part.batch} again",
-        )
-    table = source.read(path)
-    if table.num_rows != part.rows:
-        raise RunError(
-            f"{path} holds {table.num_rows} rows, the done-log says {part.rows}",
-            f"delete the file, then {command(manifest)} computes batch {part.batch} again",
-        )
-    return table
-
-
 def _check_rows(table: pa.Table, first: int, rows: int, *, whole: bool) -> None:
     """Every row of the window exactly once; a window with missing batches: none twice."""
     found = table[ROW].to_numpy()
@@ -270,7 +245,7 @@ def _provenance(manifest: Manifest) -> dict[str, str]:
 
 def _part_schema(manifest: Manifest, source: Writer, done: dict[int, Done]) -> pa.Schema:
     if not done:
-        raise RunError(f"nothing is done in {manifest.folder}", f"run {command(manifest)}")
+        raise RunError(f"nothing is done in {manifest.folder}", f"run {manifest.command()}")
     # Of a part with rows: a format that guesses types has nothing to guess from in the others.
     told = next((part for part in done.values() if part.rows), done[min(done)])
     return read_part(manifest, source, told).schema

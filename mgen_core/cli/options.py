@@ -232,7 +232,7 @@ def _start(task: str | None, given: dict[str, Any], chosen: dict[str, Any]) -> N
 
     configs, plan_only = given.pop("config"), given.pop("plan_only")
     options = parse_options(given.pop("option"))
-    options |= {key: _plain(value) for key, value in chosen.items() if value is not None}
+    options |= {key: value for key, value in chosen.items() if value is not None}
     given["batch_tokens"] = parse_batch_tokens(given["batch_tokens"])
     running.start(configs, {**given, "task": task, "options": options}, plan_only=plan_only)
 
@@ -262,21 +262,3 @@ def parse_batch_tokens(value: str | None) -> int | None:
     if not value.isdigit():
         raise MgenError(f"--batch-tokens {value!r} is not a number", "give a number, or auto")
     return int(value)
-
-
-def merged_values(paths: list[Path] | None, flags: dict[str, Any]) -> dict[str, Any]:
-    """What the config files say, overruled by the flags that were given."""
-    from ..config import read_config
-
-    values = read_config(paths or [])
-    given = {
-        key: _plain(value)
-        for key, value in flags.items()
-        if value is not None and value != [] and value is not False
-    }
-    options = {**values.get("options", {}), **given.pop("options", {})}
-    return {**values, **given, "options": options}
-
-
-def _plain(value: Any) -> Any:
-    return value.value if isinstance(value, Enum) else value

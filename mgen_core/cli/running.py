@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,13 @@ import typer
 from rich.console import Console
 
 from ..catalog import discover
-from ..config import RunConfig, make_config
+from ..config import RunConfig, make_config, read_config
 from ..job import Job
 from ..plan import Survey
 from ..run import Report, run
 from ..run import plan_only as make_plan_only
 from ..screen import ConsoleScreen, plan_lines, rows
 from ..storage import free_bytes
-from .options import merged_values
 
 
 def start(configs: list[Path] | None, flags: dict[str, Any], *, plan_only: bool) -> None:
@@ -34,6 +34,23 @@ def start(configs: list[Path] | None, flags: dict[str, Any], *, plan_only: bool)
     show_end(screen, report)
     if report.signal is not None:
         raise typer.Exit(130 if report.signal == signal.SIGINT else 143)
+
+
+def merged_values(paths: list[Path] | None, flags: dict[str, Any]) -> dict[str, Any]:
+    """What the config files say, overruled by the flags that were given."""
+    values = read_config(paths or [])
+    given = {
+        key: _plain(value)
+        for key, value in flags.items()
+        if value is not None and value != [] and value is not False
+    }
+    chosen = {key: _plain(value) for key, value in given.pop("options", {}).items()}
+    options = {**values.get("options", {}), **chosen}
+    return {**values, **given, "options": options}
+
+
+def _plain(value: Any) -> Any:
+    return value.value if isinstance(value, Enum) else value
 
 
 def show_plan(screen: ConsoleScreen, config: RunConfig, job: Job, plan: Survey) -> None:

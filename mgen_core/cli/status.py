@@ -18,7 +18,7 @@ def status(
     import json
 
     from ..manifest import Manifest
-    from ..merge import command, listed
+    from ..merge import listed
 
     manifest = Manifest.open(run)
     done, plan = manifest.done(), manifest.record["plan"]
@@ -32,7 +32,7 @@ def status(
         "rows_set_aside": plan["failed"] + sum(part.failed for part in done.values()),
         "batches": manifest.batches,
         "batches_done": len(done),
-        "next": command(manifest) if missing else f"mgen merge {run}",
+        "next": manifest.command() if missing else f"mgen merge {run}",
     }
     if as_json:
         typer.echo(json.dumps({**found, "batches_missing": missing}))

@@ -33,6 +33,13 @@ class Family:
     eager: bool = False
 
 
+CHECK = "check that --backbone is the model that these weights belong to"
+# Where weights of the other family belong.
+ELSEWHERE = {
+    "rnabert": "these weights are of AIDO.RNA or AIDO.DNA: try --backbone aido_dna_300m",
+    "fm4bio": "these weights are of AIDO.Protein: try --backbone aido_protein_16b",
+}
+
 DEFAULTS: Fields = {
     "hidden_size": 1024,
     "num_hidden_layers": 24,
@@ -91,8 +98,9 @@ class Config:
 def parse(fields: Fields, family: Family) -> Config:
     """The config of a model. Raises `WeightsError` naming the field that is not supported."""
     read = _Reader({**DEFAULTS, **family.defaults, **fields})
-    if fields.get("model_type", family.model_type) != family.model_type:
-        read.reject("model_type", f"this backbone runs {family.model_type}")
+    if (found := fields.get("model_type", family.model_type)) != family.model_type:
+        hint = ELSEWHERE.get(str(found), CHECK)
+        read.reject("model_type", f"this backbone runs {family.model_type}", hint)
     read.choice("is_decoder", (False,))
     read.choice("add_cross_attention", (False,))
     width, heads = read.size("hidden_size"), read.size("num_attention_heads")
@@ -155,11 +163,9 @@ class _Reader:
     def __init__(self, fields: Fields) -> None:
         self.fields = fields
 
-    def reject(self, name: str, why: str) -> NoReturn:
-        raise WeightsError(
-            f"config.json: {name} is {self.fields[name]!r}, which is not supported: {why}",
-            "check that --backbone is the model that these weights belong to",
-        )
+    def reject(self, name: str, why: str, hint: str = CHECK) -> NoReturn:
+        value = self.fields[name]
+        raise WeightsError(f"config.json: {name} is {value!r}, which is not supported ({why})", hint)
 
     def choice(self, name: str, known: tuple[Any, ...]) -> Any:
         if self.fields[name] not in known:
