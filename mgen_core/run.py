@@ -59,8 +59,12 @@ class Report:
 def run(config: RunConfig, catalog: Catalog, screen: Screen, *, rows: Rows | None = None) -> Report:
     """Run the config to its end, or as far as a signal lets it. Raises `MgenError`."""
     job = open_job(config, catalog, rows=rows)
-    storage.make_folder(config.output)
-    with storage.lock(config.output / manifests.LOCK), tidy(config.output), stoppable() as stop:
+    new = storage.make_folder(config.output)
+    with (
+        tidy(config.output, new),
+        storage.lock(config.output / manifests.LOCK),
+        stoppable() as stop,
+    ):
         placement, settings = settle(job)
         identity = identify(job, settings, placement)
         begun = reopen(config, identity)
@@ -102,16 +106,17 @@ def settle(job: Job) -> tuple[Placement, PlanSettings]:
 
 
 @contextlib.contextmanager
-def tidy(folder: Path) -> Iterator[None]:
-    """A run that fails before it has a record leaves nothing behind."""
+def tidy(folder: Path, new: Sequence[Path]) -> Iterator[None]:
+    """A run that fails before it has a record leaves nothing behind; `new` folders go too."""
     try:
         yield
     except BaseException:
         if not (folder / manifests.RECORD).exists():
             for name in manifests.OURS:
                 storage.remove(folder / name)
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+            for made in new:
+                with contextlib.suppress(OSError):
+                    made.rmdir()
         raise
 
 

@@ -23,8 +23,11 @@ TEMPORARY = ".tmp"
 SYNCERS = 16
 
 
-def make_folder(path: Path) -> None:
-    """The folder and its parents, durable. Raises `RunError` where it cannot be."""
+def make_folder(path: Path) -> list[Path]:
+    """The folder and its parents, durable; gives those that were not there, innermost first.
+
+    Raises `RunError` where it cannot be.
+    """
     try:
         new = [folder for folder in (path, *path.parents) if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
@@ -32,6 +35,7 @@ def make_folder(path: Path) -> None:
             sync(folder.parent)
     except OSError as error:
         raise disk_error(error, path) from error
+    return new
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:

@@ -272,3 +272,28 @@ def test_the_merged_file_says_where_it_comes_from(tmp_path):
     told = merged(tmp_path / "run").schema.metadata
     assert (told[b"mgen.task"], told[b"mgen.backbone"]) == (b"embed", b"toy")
     assert len(told[b"mgen.input"]) == 64 and told[b"mgen.version"]
+
+
+def test_a_refused_start_does_not_tidy_up_what_another_is_making(tmp_path):
+    from mgen_core import storage
+
+    run_folder = tmp_path / "run"
+    run_folder.mkdir()
+    data = toy.write_csv(tmp_path / "in.csv", ["ACD"])
+    with (
+        storage.lock(run_folder / "run.lock"),
+        pytest.raises(RunError, match="is at work"),
+    ):
+        start(data, run_folder)
+    assert (run_folder / "run.lock").exists()
+
+
+def test_a_failed_start_removes_the_folders_that_it_made_and_no_other(tmp_path):
+    data = toy.write_csv(tmp_path / "in.csv", ["!"])
+    with pytest.raises(InputError):
+        start(data, tmp_path / "a/b/run")
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(InputError):
+        start(data, tmp_path / "mine")
+    assert (tmp_path / "mine").exists()

@@ -100,6 +100,9 @@ class RagBackbone(EncoderBackbone):
             raise RowError(f"cannot be cut to {tokens} tokens, special tokens included")
         return row._replace(fields={**row.fields, "limit": tokens})
 
+    def residues(self, row: Row) -> Sequence[int]:
+        return super().residues(row)[: self.measure(row) - self.alphabet.specials]
+
     def collate(self, rows: Sequence[Row]) -> Inputs:
         lines = [self._line(row) for row in rows]
         order = sorted(range(len(rows)), key=lambda number: -len(lines[number].ids))

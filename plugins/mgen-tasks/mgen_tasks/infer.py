@@ -8,7 +8,18 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from mgen_core import Activations, Backbone, Columns, MgenError, Ragged, Row, Task, TaskCard, Want
+from mgen_core import (
+    Activations,
+    Backbone,
+    Columns,
+    MgenError,
+    Ragged,
+    Row,
+    RowError,
+    Task,
+    TaskCard,
+    Want,
+)
 
 from .plugin import InferOptions
 
@@ -84,6 +95,7 @@ class Likelihood(Task):
         super().__init__(card, options, backbone)
         _check_vocabulary(backbone)
         self.masked = options.score == "masked-pll"
+        self._check_scoring()
         self.used = [number for number, name in enumerate(backbone.vocabulary) if name]
         self.place = {number: place for place, number in enumerate(self.used)}
 
@@ -92,7 +104,9 @@ class Likelihood(Task):
         if not self.masked:
             return (row,)
         return [
-            self.backbone.masked(row, position)._replace(fields={"position": position, "id": truth})
+            self.backbone.masked(row, position)._replace(
+                fields={**row.fields, "position": position, "id": truth}
+            )
             for position, truth in enumerate(self.backbone.residues(row))
         ]
 
@@ -120,6 +134,16 @@ class Likelihood(Task):
     def values(self, rows: int, tokens: int) -> int:
         """One number a row."""
         return rows
+
+    def _check_scoring(self) -> None:
+        """Raises `MgenError` for a backbone that cannot score: now, not at the first batch."""
+        try:
+            row = self.backbone.prepare(Row(0, "", "A"))  # a residue of DNA, RNA and proteins
+        except RowError:
+            return
+        self.backbone.residues(row)
+        if self.masked:
+            self.backbone.masked(row, 0)
 
 
 def _residue_logits(activations: Activations) -> Tensor:
