@@ -60,9 +60,10 @@ def run(config: RunConfig, catalog: Catalog, screen: Screen, *, rows: Rows | Non
     """Run the config to its end, or as far as a signal lets it. Raises `MgenError`."""
     job = open_job(config, catalog, rows=rows)
     new = storage.make_folder(config.output)
+    # The lock first: what another process is making is not ours to tidy up.
     with (
-        tidy(config.output, new),
         storage.lock(config.output / manifests.LOCK),
+        tidy(config.output, new),
         stoppable() as stop,
     ):
         placement, settings = settle(job)

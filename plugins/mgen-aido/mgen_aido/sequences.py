@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mgen_core import Backbone, BackboneCard, Inputs, Row, RowError
+from mgen_core import Backbone, BackboneCard, Inputs, MgenError, Row, RowError
 from mgen_core.alphabet import hide
 
 from .options import TokenOptions
@@ -53,7 +53,10 @@ class Sequences(Backbone):
     def masked(self, row: Row, position: int) -> Row:
         if isinstance(self.tokens, CleanTokens):
             return row.with_data(hide(row.data, position))
-        return super().masked(row, position)
+        raise MgenError(
+            f"{self.card.name} cannot mask residues with tokens=reference",
+            "leave out that option, or use --score pll",
+        )
 
     def collate(self, rows: Sequence[Row]) -> Inputs:
         before, after = bytes(self.alphabet.before), bytes(self.alphabet.after)
