@@ -15,7 +15,6 @@ from typing import IO, TYPE_CHECKING, Any
 
 from . import manifest as manifests
 from . import storage
-from .checkpoint import open_checkpoint
 from .config import RunConfig
 from .errors import RunError
 from .job import Job
@@ -28,6 +27,8 @@ if TYPE_CHECKING:
 
 def identify(job: Job, settings: PlanSettings, placement: Placement) -> dict[str, Any]:
     """What must be the same for the parts of two starts to be parts of one run."""
+    from .checkpoint import open_checkpoint  # torch starts here: a mistake is told before that
+
     config, weights = job.config, job.backbone.options.weights
     return {
         "task": config.task,
