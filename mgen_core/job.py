@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from typing import Any
 
 from .api import Backbone, BackboneCard, Rows, Task, TaskCard, Writer, WriterCard
 from .catalog import Catalog
-from .config import RunConfig, checked, make_options
+from .config import RESERVED, RunConfig, checked, make_options
 from .errors import MgenError, WeightsError
 from .plan import Batch, PlanSettings, Window, Work, make_work, windows
 from .table import Table, choose_columns, open_table
@@ -29,6 +29,12 @@ class Job:
     task: Task
     writer: Writer
     table: Table
+
+    @property
+    def options(self) -> dict[str, str]:
+        """Every option of backbone and task, given or not: what equal runs have in common."""
+        both = {**asdict(self.backbone.options), **asdict(self.task.options)}
+        return {key: str(value) for key, value in sorted(both.items()) if key not in RESERVED}
 
     @property
     def max_tokens(self) -> int | None:

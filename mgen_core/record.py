@@ -35,7 +35,7 @@ def identify(job: Job, settings: PlanSettings, placement: Placement) -> dict[str
         "backbone": config.backbone,
         "input": job.table.digest(),
         "weights": open_checkpoint(weights).digest() if weights else job.backbone.card.seed,
-        "options": {key: str(value) for key, value in sorted(config.options.items())},
+        "options": job.options,
         "writer": config.writer,
         "dtype": config.dtype,
         "precision": placement.precision,

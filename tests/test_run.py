@@ -297,3 +297,9 @@ def test_a_failed_start_removes_the_folders_that_it_made_and_no_other(tmp_path):
     with pytest.raises(InputError):
         start(data, tmp_path / "mine")
     assert (tmp_path / "mine").exists()
+
+
+def test_a_default_that_is_spelled_out_is_the_same_run(tmp_path):
+    data = toy.write_csv(tmp_path / "in.csv", sequences(5))
+    start(data, tmp_path / "run")
+    start(data, tmp_path / "run", options={"pool": "mean", "layers": [-1]})
