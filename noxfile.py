@@ -8,7 +8,7 @@ import nox
 
 nox.options.default_venv_backend = "venv"
 nox.options.reuse_existing_virtualenvs = True
-nox.options.sessions = ["lint", "types", "docs", "tests"]
+nox.options.sessions = ["lint", "types", "tests"]
 
 PLUGINS = sorted(str(path.parent) for path in Path("plugins").glob("*/pyproject.toml"))
 PACKAGES = [str(path.parent) for path in Path("plugins").glob("*/*/plugin.py")]
@@ -16,22 +16,25 @@ PACKAGES = [str(path.parent) for path in Path("plugins").glob("*/*/plugin.py")]
 
 def install(session: nox.Session, *groups: str) -> None:
     """The core, all plugins and the tools of the groups, at the pinned versions."""
-    tools = nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), *groups)
-    session.install("-c", "constraints.txt", ".", *PLUGINS, *tools)
+    session.install("-c", "constraints.txt", ".", *PLUGINS, *tools(*groups))
+
+
+def tools(*groups: str) -> tuple[str, ...]:
+    """What the dependency groups of pyproject.toml name."""
+    return nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), *groups)
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """All tests but those of the documentation, on the CPU."""
+    """All tests, those of the documentation included, on the CPU."""
     install(session, "tests")
     # Two processes of one thread each: tests are many and small.
-    paths = session.posargs or ["--ignore", "tests/docs"]
-    session.run("pytest", "-n", "2", *paths, env={"OMP_NUM_THREADS": "1"})
+    session.run("pytest", "-n", "2", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """The documentation's links, references and code blocks."""
+    """The documentation's links, references and code blocks alone."""
     install(session, "tests")
     session.run("pytest", *(session.posargs or ["tests/docs"]))
 
@@ -39,10 +42,10 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Style, and the direction of dependencies."""
-    install(session, "lint")
+    session.install("-c", "constraints.txt", *tools("lint"))  # reads the source, runs nothing
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
-    session.run("lint-imports")
+    session.run("lint-imports", env={"PYTHONPATH": "."})
 
 
 @nox.session

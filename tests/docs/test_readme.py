@@ -26,4 +26,4 @@ def test_the_second_command_is_what_ci_runs():
 def test_nox_runs_the_tests():
     text = (ROOT / "noxfile.py").read_text()
     (sessions,) = re.findall(r"^nox\.options\.sessions = \[(.*)\]", text, re.MULTILINE)
-    assert {'"tests"', '"docs"'} <= set(sessions.split(", "))
+    assert '"tests"' in sessions.split(", ")
