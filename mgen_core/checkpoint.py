@@ -13,6 +13,7 @@ import mmap
 import pickle
 import re
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -232,7 +233,7 @@ def _single(file: Path) -> dict[str, Tensor]:
             )
         if file.suffix == ".safetensors":
             return _safetensors(file)
-        return _pickled(file, zipped=start.startswith(b"PK\x03\x04"))
+        return _pickled(file, start)
     except WeightsError:
         raise
     # A damaged file can fail anywhere inside either library.
@@ -263,16 +264,20 @@ def _safetensors(file: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _pickled(file: Path, *, zipped: bool) -> dict[str, Tensor]:
+def _pickled(file: Path, start: bytes) -> dict[str, Tensor]:
+    zipped = start.startswith(b"PK\x03\x04")
     try:
-        # Files from before torch 1.6 are not zips and cannot be mapped.
-        loaded = torch.load(file, map_location="cpu", mmap=zipped, weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols: what cannot be read is refused
+            # Files from before torch 1.6 are not zips and cannot be mapped.
+            loaded = torch.load(file, map_location="cpu", mmap=zipped, weights_only=True)
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL (\S+)", str(error))
-        if asked is None:
+        if asked is None and not zipped and not start.startswith(pickle.PROTO):
             raise WeightsError(f"cannot read {file}: not a PyTorch file", FETCH_AGAIN) from error
+        what = f"asks for {asked[1]}, which is code" if asked else "is a pickle that may hold code"
         raise WeightsError(
-            f"refused {file}: it asks for {asked[1]}, which is code and not weights; nothing ran",
+            f"refused {file}: it {what} and not weights; nothing ran",
             "use the model's safetensors files, or a state dict of plain tensors",
         ) from error
     found = loaded.items() if isinstance(loaded, Mapping) else ()

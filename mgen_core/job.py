@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from typing import Any
 
@@ -97,12 +97,13 @@ def open_job(
         if rows is None
         else choose_columns((rows,), config, backbone_card)
     )
+    options = checked(backbone_card.options, given[0])
+    task_options = checked(task_card.options, given[1])
     from . import hub  # the hub client is slow to import: only once the rest is in order
 
     located = hub.locate(config.weights, backbone_card, config.revision, download=download)
-    options = checked(backbone_card.options, {**given[0], "weights": located})
-    backbone = backbone_card.load(backbone_card, options)
-    task = task_card.load(task_card, checked(task_card.options, given[1]), backbone)
+    backbone = backbone_card.load(backbone_card, replace(options, weights=located))
+    task = task_card.load(task_card, task_options, backbone)
     _check_length(config, backbone)
     return Job(config, backbone, task, writer_card.load(writer_card), table)
 
@@ -127,5 +128,5 @@ def _check_length(config: RunConfig, backbone: Backbone) -> None:
     if most is not None and config.max_length is not None and config.max_length > most:
         raise MgenError(
             f"--max-length {config.max_length} is over what {backbone.card.name} can take",
-            f"its positions end at {most}",
+            f"give at most {most}: its positions end there",
         )

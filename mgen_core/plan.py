@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 from .api import Backbone, Row
 from .errors import RowError
 
+TOO_LONG = "longer than"
 TooLong = Literal["fail", "truncate"]
 
 
@@ -281,7 +282,7 @@ def _entry(row: Row, backbone: Backbone, settings: PlanSettings, notes: Counter[
         limit = settings.max_tokens
         if limit is not None and tokens > limit:
             if settings.too_long == "fail":
-                raise RowError(f"too long: {tokens:,} tokens, at most {limit:,}")
+                raise RowError(f"{TOO_LONG} {limit:,} tokens: {tokens:,}")
             notes["truncated"] += 1
             prepared = backbone.truncate(prepared, limit)
             tokens = backbone.measure(prepared)

@@ -24,7 +24,7 @@ from .errors import InputError, RunError
 from .job import AUTO_BATCH_TOKENS, Job, open_job
 from .manifest import Manifest
 from .parts import Computed, stopped_by, write_parts
-from .plan import Batch, PlanSettings, Survey, Work, survey
+from .plan import TOO_LONG, Batch, PlanSettings, Survey, Work, survey
 from .record import begun_with, identify, record, reopen
 from .screen import Screen
 from .stop import Stop, stoppable
@@ -154,11 +154,10 @@ def _check_plan(job: Job, total: Survey) -> None:
         raise InputError("the input has no rows", "check the file")
     if total.batches == 0:
         reason = total.reasons.most_common(1)[0][0]
-        raise InputError(
-            f"none of the {total.rows:,} rows can be computed: {reason}",
-            f"{card.name} takes {card.modality} from column {job.table.x_col!r}: "
-            "check the backbone and --x-col",
-        )
+        hint = f"{card.name} takes {card.modality}: check the backbone and --x-col"
+        if reason.startswith(TOO_LONG):
+            hint = "--too-long truncate cuts them, --max-length N takes longer ones"
+        raise InputError(f"none of the {total.rows:,} rows can be computed: {reason}", hint)
     free = storage.free_bytes(job.config.output)
     if begun_with(job.config) is None and total.bytes > free:
         raise RunError(

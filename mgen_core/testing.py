@@ -13,11 +13,14 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .api import Activations, Backbone, BackboneCard, Row, Want
 from .catalog import Catalog, discover
 from .config import checked
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 HEAVY = ("torch", "numpy", "pyarrow", "transformers", "datasets", "deepspeed", "pandas")
 MODALITIES = {"dna": "ACGT", "rna": "ACGU", "protein": "ACDEFGHIKLMNPQRSTVWY"}
@@ -37,7 +40,8 @@ def check_backbone(
 
     `rows` default to random sequences of the card's modality; a backbone of another modality, or
     one that needs fields, must be given some. `tolerance` is the largest difference that
-    a row's neighbours may make to its vectors: absolute below 1, relative above.
+    a row's neighbours may make to its vectors: relative to a vector's
+    largest number where that is above 1.
     """
     card = (catalog or discover()).find(BackboneCard, name)
     check_card(card)
@@ -107,12 +111,13 @@ def check_invariance(backbone: Backbone, rows: Sequence[Row], tolerance: float) 
     task.needs = Want(layers=(last,), logits=bool(backbone.vocabulary))
     engine = LocalEngine(backbone, task, place("fp32"))
 
-    def vectors(batch: Sequence[Row]) -> list[torch.Tensor]:
+    def vectors(batch: Sequence[Row]) -> list[list[torch.Tensor]]:
+        """Of each row: hidden states and, where there are any, logits of its residues."""
         with torch.inference_mode():
             found = backbone.forward(engine.module, backbone.collate(batch), task.needs)
         _check_activations(backbone, found, len(batch))
         together = [found.layer(last)] + ([found.logits] if found.logits is not None else [])
-        return [torch.cat([t[i][found.mask[i]] for t in together], -1) for i in range(len(batch))]
+        return [[t[i][found.mask[i]] for t in together] for i in range(len(batch))]
 
     alone = [vectors([row])[0] for row in rows]
     for name, order in (
@@ -120,13 +125,18 @@ def check_invariance(backbone: Backbone, rows: Sequence[Row], tolerance: float) 
         ("in reverse order", list(range(len(rows)))[::-1]),
         ("in pairs", [0, len(rows) - 1]),
     ):
-        for index, vector in zip(order, vectors([rows[index] for index in order])):
-            row, expected = rows[index], alone[index]
-            assert vector.shape == expected.shape, f"row {row.id} has other residues {name}"
-            # Relative above 1: the rounding of float32 grows with the number.
-            apart = (vector - expected).abs() / expected.abs().clamp(min=1)
-            worst = float(apart.max()) if vector.numel() else 0.0
-            assert worst <= tolerance, f"row {row.id} differs by {worst:.2g} {name}"
+        for index, found in zip(order, vectors([rows[index] for index in order])):
+            for vector, expected in zip(found, alone[index]):
+                _check_equal(vector, expected, tolerance, f"row {rows[index].id} {name}")
+
+
+def _check_equal(vector: Tensor, expected: Tensor, tolerance: float, which: str) -> None:
+    assert vector.shape == expected.shape, f"{which} has other residues"
+    if vector.numel():
+        # Relative above 1: the rounding of float32 grows with the numbers that are added up.
+        size = expected.abs().amax(-1, keepdim=True).clamp(min=1)
+        worst = float(((vector - expected).abs() / size).max())
+        assert worst <= tolerance, f"{which} differs by {worst:.2g}"
 
 
 def _check_activations(backbone: Backbone, found: Activations, rows: int) -> None:

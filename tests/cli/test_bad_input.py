@@ -107,7 +107,7 @@ def test_bad_rows_are_set_aside_with_letter_and_position(tmp_path):
 def test_too_long_rows_fail_or_are_cut(tmp_path):
     (tmp_path / "in.csv").write_text(f"id,sequence\na,{'ACGT' * 30}\nb,ACGT\n")
     told = mgen(tmp_path, "embed", "in.csv", *DUMMY, "--max-length", 50, code=0)
-    assert "1 row: too long" in told
+    assert "1 row: longer than 50 tokens" in told
     told = mgen(tmp_path, "embed", "in.csv", *DUMMY, "--max-length", 50, "--too-long", "truncate",
                 "--output", "cut", code=0)  # fmt: skip
     assert "1 row: truncated" in told and "2 of 2 rows" in told

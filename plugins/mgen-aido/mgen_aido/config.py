@@ -165,7 +165,9 @@ class _Reader:
 
     def reject(self, name: str, why: str, hint: str = CHECK) -> NoReturn:
         value = self.fields[name]
-        raise WeightsError(f"config.json: {name} is {value!r}, which is not supported ({why})", hint)
+        raise WeightsError(
+            f"config.json: {name} is {value!r}, which is not supported ({why})", hint
+        )
 
     def choice(self, name: str, known: tuple[Any, ...]) -> Any:
         if self.fields[name] not in known:
