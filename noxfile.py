@@ -53,3 +53,11 @@ def types(session: nox.Session) -> None:
     """Types of the core and of every plugin."""
     install(session, "types")
     session.run("mypy", "mgen_core", *PACKAGES)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """The benchmarks that are named: `nox -s bench -- genbio`."""
+    install(session, "tests")
+    for name in session.posargs or session.error("name one: genbio, loading"):
+        session.run("python", f"bench/{name}.py")

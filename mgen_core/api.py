@@ -20,7 +20,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
-from .errors import MgenError, WeightsError
+from .errors import MgenError, PluginError, WeightsError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
-# Tensors on the CPU, whatever structure the backbone's own `forward` takes.
-Inputs = Mapping[str, Any]
+# Tensors on the CPU, in whatever structure the backbone's own `forward` takes: a mapping, or one.
+Inputs = Any
 
 # One entry per row: fixed-size, variable-length, or plain values.
 Column = Union["Tensor", "Ragged", Sequence[Any]]
@@ -157,8 +157,9 @@ class Activations:
 class Backbone:
     """A pretrained model, in two halves: without weights (planning) and with them.
 
-    Subclass it and write `measure`, `collate`, `build` and `forward`; the rest has defaults
-    that suit one-letter-a-token sequence models. The core loads the weights, never the plugin.
+    Write `measure`, `collate`, `build` and `forward`; the rest has defaults that suit
+    one-letter-a-token sequence models. A subclass has them at hand; a class of those four methods
+    alone is given them (`open_backbone`). The core loads the weights, never the plugin.
     """
 
     vocabulary: Sequence[str] = ()
@@ -279,6 +280,26 @@ class Backbone:
     def forward(self, module: nn.Module, inputs: Inputs, want: Want) -> Activations:
         """One forward pass; `inputs` are on the module's device."""
         raise NotImplementedError
+
+
+def open_backbone(card: BackboneCard, options: BackboneOptions) -> Backbone:
+    """What the card's `load` gives, with the defaults of `Backbone` where it has none.
+
+    Raises `PluginError` when one of the four methods is missing.
+    """
+    found = card.load(card, options)
+    missing = [n for n in ("measure", "collate", "build", "forward") if not hasattr(found, n)]
+    if missing:
+        raise PluginError(
+            f"backbone {card.name} has no {', '.join(missing)}",
+            "this is a defect of the backbone plugin: report it to its author",
+        )
+    if not isinstance(found, Backbone):
+        kind: type = type(found)
+        found.__class__ = type(kind.__name__, (kind, Backbone), {})
+        vars(found).setdefault("card", card)
+        vars(found).setdefault("options", options)
+    return found
 
 
 # --------------------------------------------------------------------------- tasks

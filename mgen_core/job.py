@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from typing import Any
 
-from .api import Backbone, BackboneCard, Rows, Task, TaskCard, Writer, WriterCard
+from .api import Backbone, BackboneCard, Rows, Task, TaskCard, Writer, WriterCard, open_backbone
 from .catalog import Catalog
 from .config import RESERVED, RunConfig, checked, make_options
 from .errors import MgenError, WeightsError
@@ -102,7 +102,7 @@ def open_job(
     from . import hub  # the hub client is slow to import: only once the rest is in order
 
     located = hub.locate(config.weights, backbone_card, config.revision, download=download)
-    backbone = backbone_card.load(backbone_card, replace(options, weights=located))
+    backbone = open_backbone(backbone_card, replace(options, weights=located))
     task = task_card.load(task_card, task_options, backbone)
     _check_length(config, backbone)
     return Job(config, backbone, task, writer_card.load(writer_card), table)

@@ -11,11 +11,11 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .api import Activations, Backbone, BackboneCard, Row, Want
+from .api import Activations, Backbone, BackboneCard, Row, Want, open_backbone
 from .catalog import Catalog, discover
 from .config import checked
 
@@ -48,8 +48,7 @@ def check_backbone(
     check_light(card)
     rows = rows or sample_rows(card.modality)
     chosen = checked(card.options, {**(options or {}), "weights": weights})
-    backbone = card.load(card, chosen)
-    assert isinstance(backbone, Backbone), f"{name}: load() must give a mgen_core.Backbone"
+    backbone = open_backbone(card, chosen)
     rows = [backbone.prepare(row) for row in rows]
     check_measure(backbone, rows)
     check_invariance(backbone, rows, tolerance)
@@ -153,7 +152,8 @@ def _check_activations(backbone: Backbone, found: Activations, rows: int) -> Non
 
 def _widths(inputs: Any) -> int:
     """The widest second dimension among the tensors of the inputs."""
-    found = [tensor.shape[1] for tensor in inputs.values() if getattr(tensor, "ndim", 0) == 2]
+    tensors = inputs.values() if isinstance(inputs, Mapping) else [inputs]
+    found = [tensor.shape[1] for tensor in tensors if getattr(tensor, "ndim", 0) == 2]
     return max(found, default=0)
 
 

@@ -34,21 +34,24 @@ def mgen_backbones():
 
 BACKBONE = """
 import torch
-from mgen_core import Activations, Backbone
+from mgen_core import Activations
 
-class TinyDNA(Backbone):
+class TinyDNA:
+    def __init__(self, card, options):
+        self.card = card
+
     def measure(self, row):
         return len(row.data)
 
     def collate(self, rows):
         ids = [torch.tensor(["ACGTN".find(c) + 1 for c in r.data.upper()]) for r in rows]
-        return {"ids": torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)}
+        return torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
 
     def build(self):
         return torch.nn.Embedding(6, self.card.width)
 
     def forward(self, module, inputs, want):
-        return Activations(hidden=module(inputs["ids"]), mask=inputs["ids"] > 0)
+        return Activations(hidden=module(inputs), mask=inputs > 0)
 """
 
 
