@@ -14,7 +14,7 @@ from .api import Backbone, Column, Columns, Inputs, Ragged, Row, Task
 from .checkpoint import Checkpoint, open_checkpoint, seeded_checkpoint
 from .columns import HostColumn
 from .config import Precision, StoredDtype
-from .errors import PluginError
+from .errors import PluginError, RunError
 from .weights import fill, parameters_on_meta
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -66,11 +66,24 @@ class LocalEngine:
         return sum(parameter.numel() for parameter in self.module.parameters())
 
     def forward(self, rows: Sequence[Row], inputs: Inputs) -> Columns:
-        """One forward pass and the task's columns of it, on the device."""
-        with torch.inference_mode():
-            moved = _to_device(inputs, self.placement.device)
-            activations = self.backbone.forward(self.module, moved, self.task.needs)
-            return self.task.columns(activations, rows)
+        """One forward pass and the task's columns of it, on the device.
+
+        Raises `RunError` when the device has not enough memory for it.
+        """
+        try:
+            with torch.inference_mode():
+                moved = _to_device(inputs, self.placement.device)
+                activations = self.backbone.forward(self.module, moved, self.task.needs)
+                return self.task.columns(activations, rows)
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            longest = max(self.backbone.measure(row) for row in rows)
+            raise RunError(
+                f"out of memory on {self.placement.device} with {len(rows)} rows of up to "
+                f"{longest:,} tokens",
+                "start anew with --overwrite and a smaller --batch-tokens (or --max-length)",
+            ) from error
 
     def collect(
         self, found: Sequence[Columns], counts: Sequence[int], stored: StoredDtype
@@ -87,6 +100,11 @@ class LocalEngine:
                     "this is a defect of the task plugin: report it to its author",
                 )
         return host
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    # On the CPU it is a plain RuntimeError.
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _checkpoint(backbone: Backbone, module: nn.Module) -> Checkpoint:

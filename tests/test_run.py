@@ -303,3 +303,24 @@ def test_a_default_that_is_spelled_out_is_the_same_run(tmp_path):
     data = toy.write_csv(tmp_path / "in.csv", sequences(5))
     start(data, tmp_path / "run")
     start(data, tmp_path / "run", options={"pool": "mean", "layers": [-1]})
+
+
+@pytest.mark.parametrize("kind", ["device", "cpu"])
+def test_out_of_memory_is_told_and_what_is_done_is_kept(tmp_path, monkeypatch, kind):
+    import torch
+
+    forward, passes = toy.Toy.forward, []
+
+    def full(self, module, inputs, want):
+        passes.append(1)
+        if len(passes) > 2:
+            if kind == "device":
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ...")
+        return forward(self, module, inputs, want)
+
+    monkeypatch.setattr(toy.Toy, "forward", full)
+    with pytest.raises(RunError, match="out of memory on cpu with") as caught:
+        start(toy.write_csv(tmp_path / "in.csv", sequences(60)), tmp_path / "run")
+    assert "--batch-tokens" in caught.value.hint
+    assert len(toy.done_lines(tmp_path / "run")) == 2
