@@ -38,3 +38,22 @@ def test_help_takes_at_most_three_times_what_typer_takes():
         typer = seconds(sys.executable, "-c", "import typer")
         ratios.append(seconds(sys.executable, "-m", "mgen_core", "--help") / typer)
     assert statistics.median(ratios) <= 3
+
+
+def test_a_run_imports_only_what_it_uses(tmp_path):
+    (tmp_path / "in.csv").write_text("id,sequence\na,ACGT\n")
+    code = (
+        "import sys, json\n"
+        "from mgen_core.cli import main\n"
+        "sys.argv = 'mgen embed in.csv --backbone aido_dna_dummy'.split()\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print(json.dumps(sorted(sys.modules)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    modules = set(json.loads(done.stdout.splitlines()[-1]))
+    assert "torch" in modules and (tmp_path / "predictions/run.json").exists()
+    unused = {"pandas", "transformers", "datasets", "deepspeed", "duckdb", "torch._dynamo"}
+    assert not unused & modules
