@@ -162,7 +162,7 @@ def _explained(error: Exception, repo: str, revision: str | None) -> WeightsErro
     if isinstance(error, errors.GatedRepoError):
         return WeightsError(
             f"{repo} is given only to those who accepted its terms",
-            f"accept them at https://huggingface.co/{repo}, then run: hf auth login",
+            f"accept them on the hub page of {repo}, then run: hf auth login",
         )
     if isinstance(error, errors.RepositoryNotFoundError):
         return WeightsError(

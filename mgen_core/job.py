@@ -34,7 +34,7 @@ class Job:
     def options(self) -> dict[str, str]:
         """Every option of backbone and task, given or not: what equal runs have in common."""
         both = {**asdict(self.backbone.options), **asdict(self.task.options)}
-        return {key: str(value) for key, value in sorted(both.items()) if key not in RESERVED}
+        return {key: _told(value) for key, value in sorted(both.items()) if key not in RESERVED}
 
     @property
     def max_tokens(self) -> int | None:
@@ -121,6 +121,11 @@ def _options(
 
         kinds += [offer.card.options for offer in catalog.offers(ReaderCard)]
     return make_options(kinds, config.options)
+
+
+def _told(value: Any) -> str:
+    """An option as it is typed."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _check_length(config: RunConfig, backbone: Backbone) -> None:

@@ -139,15 +139,20 @@ def read_failures(path: Path) -> Iterator[Failure]:
             yield Failure(**json.loads(line))
 
 
-def difference(old: dict[str, Any], new: dict[str, Any]) -> Sequence[str]:
+def difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Words for each key whose value differs between two records."""
-    return [
-        f"{key} has changed"
-        if key in DIGESTS
-        else f"{key} was {_short(old.get(key))}, now {_short(new.get(key))}"
-        for key in sorted({*old, *new})
-        if old.get(key) != new.get(key)
-    ]
+    told = []
+    for key in sorted({*old, *new}):
+        before, after = old.get(key), new.get(key)
+        if before == after:
+            continue
+        if isinstance(before, dict) and isinstance(after, dict):
+            told += difference(before, after)
+        elif key in DIGESTS:
+            told.append(f"{key} has changed")
+        else:
+            told.append(f"{key} was {_short(before)}, now {_short(after)}")
+    return told
 
 
 def _done(line: str) -> Done | None:

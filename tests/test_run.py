@@ -145,7 +145,7 @@ def test_a_flipped_bit_is_found(tmp_path):
     [
         ({"dtype": "float16"}, 'dtype was "float32", now "float16"'),
         ({"batch_tokens": 512}, "batch_tokens was 256, now 512"),
-        ({"options": {"pool": ["max"]}}, "options was"),
+        ({"options": {"pool": ["max"]}}, 'pool was "mean", now "max"'),
         ({"x_col": "id"}, "input has changed"),
     ],
 )
