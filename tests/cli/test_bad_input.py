@@ -119,31 +119,49 @@ def test_an_output_that_is_a_file(tmp_path, data):
     assert (tmp_path / "out").read_text() == "mine"
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_an_output_that_cannot_be_written(tmp_path, data):
-    (tmp_path / "locked").mkdir(mode=0o500)
-    assert "may write to" in refused(tmp_path, data, *DUMMY, "--output", "locked/out")
+@pytest.fixture
+def disk(tmp_path):
+    """A small disk of its own, and how to remount it; only root may have one."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may mount a disk")
+    folder = tmp_path / "disk"
+    folder.mkdir()
 
+    def mount(options):
+        again = "remount," if os.path.ismount(folder) else ""
+        return subprocess.run(["mount", "-t", "tmpfs", "-o", again + options, "tmpfs", folder])
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
-def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=220k", "tmpfs", disk])
-    if mounted.returncode:
+    if mount("size=220k").returncode:
         pytest.skip("mounting is not allowed here")
-    try:
-        rows = [f"r{n},{'ACGT' * 20}{'ACGT'[n % 4] * (n + 1)}" for n in range(60)]
-        (tmp_path / "in.csv").write_text("\n".join(["id,sequence", *rows]) + "\n")
-        words = ("embed", "in.csv", *DUMMY, "--output", disk / "out", "--batch-tokens", 512)
-        told = mgen(tmp_path, *words, "--pool", "tokens")
-        assert "No space left" in told or "GB are free" in told
-        assert not list(disk.rglob("*.tmp"))
-        subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
-        mgen(tmp_path, *words, "--pool", "tokens", code=0)
-        mgen(tmp_path, "merge", disk / "out", code=0)
-    finally:
-        subprocess.run(["umount", disk], check=True)
+    yield folder, mount
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_an_output_that_cannot_be_written(tmp_path, data, disk):
+    folder, mount = disk
+    (folder / "locked").mkdir(mode=0o500)
+    mount("ro")
+    told = refused(tmp_path, data, *DUMMY, "--output", folder / "locked/out")
+    assert "cannot write" in told and "choose another folder" in told
+
+
+@pytest.mark.parametrize(
+    ("pool", "reason"),
+    [("tokens", "GB are free"), ("mean", "No space left")],
+    ids=["foreseen", "met"],
+)
+def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(tmp_path, disk, pool, reason):
+    folder, mount = disk
+    rows = [f"r{n},{'ACGT' * 20}{'ACGT'[n % 4] * (n + 1)}" for n in range(60)]
+    (tmp_path / "in.csv").write_text("\n".join(["id,sequence", *rows]) + "\n")
+    # A batch a row, a file a batch: more of the disk than the numbers alone would take.
+    words = ("embed", "in.csv", *DUMMY, "--output", folder / "out", "--batch-tokens", 90)
+    told = mgen(tmp_path, *words, "--pool", pool)
+    assert reason in told
+    assert not list(folder.rglob("*.tmp"))
+    mount("size=100m")
+    mgen(tmp_path, *words, "--pool", pool, code=0)
+    mgen(tmp_path, "merge", folder / "out", code=0)
 
 
 @pytest.fixture
