@@ -3,21 +3,25 @@
     nox -s bench -- loading
 
 Needs 7 GB of disk and 12 GB of memory. The weights are random, in the published layouts: two
-`.bin` files in float32, one safetensors file in bfloat16. Private is memory that is no file's: the
-kernel's `Anonymous`, at its peak; pages of the mapped files are `Rss` as well.
+`.bin` files in float32, one safetensors file in bfloat16; files are read from the page cache.
+
+`peak` is the most memory that is no file's, RssAnon of /proc/PID/status. The last columns are of
+/proc/PID/smaps_rollup when the first part is there; Rss has the pages of mapped files in it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,20 +37,20 @@ CONFIG = {"model_type": "rnabert", "vocab_size": 16, **GEOMETRY[BACKBONE]}
 BYTES = {"fp32": 4, "bf16": 2}
 DISK = 7e9
 GB = 1e9
-PAUSE = 0.02  # seconds between two looks
+PAUSE = 0.01  # seconds between two looks
 HEADER = """\
-                     seconds   seconds   private  resident   private /  within
-file  run   fuse     to part  processor       GB        GB  parameters  1.2 x parameters + 1 GB"""
+                    seconds    seconds    peak   peak /   within 1.2     GB in smaps_rollup
+file run  fuse      to part  processor      GB   weights     + 1 GB   Anonymous   Dirty     Rss"""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Start:
-    """What a process took: seconds to its first part and of processor time, peaks in bytes."""
+    """What a process took to its first part: seconds, and bytes of memory."""
 
-    clock: float = 0.0
-    processor: float = 0.0
-    private: int = 0
-    resident: int = 0
+    clock: float
+    processor: float
+    peak: int
+    smaps: Mapping[str, int]
 
 
 def main() -> None:
@@ -55,25 +59,36 @@ def main() -> None:
         folder = Path(name)
         if shutil.disk_usage(folder).free < DISK:
             sys.exit(f"{folder}: {DISK / GB:.0f} GB of disk are needed (TMPDIR chooses another)")
-        (folder / "data.csv").write_text("sequence\n" + "ACGT" * 8 + "\n")
+        # A batch each: when the first one's part is there, the others keep the model in use.
+        rows = ("A" * count + "C" * (40 - count) for count in range(40))
+        (folder / "data.csv").write_text("\n".join(["sequence", *rows]))
         print(HEADER)
-        print(f"{'a tiny model':19}{told(started(folder, 'aido_dna_dummy'))}", flush=True)
+        report("a tiny model", started(folder, "aido_dna_dummy"))
         for file in BYTES:
             weights = folder / file
             parameters = write(weights, file)
             for run, fuse in itertools.product(BYTES, ("false", "true")):
                 options = (f"--weights={weights}", f"--precision={run}", f"--option=fuse={fuse}")
                 found = started(folder, BACKBONE, *options)
-                size = parameters * BYTES[run]
-                verdict = "yes" if found.private <= 1.2 * size + GB else "NO"
-                share = f"{found.private / size:10.2f}   {verdict}"
-                print(f"{file:6}{run:6}{fuse:7}{told(found)}{share}", flush=True)
+                report(f"{file} {run} {fuse}", found, parameters * BYTES[run])
             shutil.rmtree(weights)
 
 
-def told(start: Start) -> str:
-    private, resident = start.private / GB, start.resident / GB
-    return f"{start.clock:10.1f}{start.processor:10.1f}{private:10.2f}{resident:10.2f}"
+def report(title: str, start: Start, size: int | None = None) -> None:
+    """One line; `size` is the bytes of the parameters in the run's precision."""
+    share = within = ""
+    if size:
+        share = f"{start.peak / size:.2f}"
+        within = "yes" if start.peak <= 1.2 * size + GB else "NO"
+    print(
+        f"{title:17}{start.clock:10.1f}{start.processor:11.1f}{start.peak / GB:8.2f}{share:>9}"
+        f"{within:>11}   ",
+        *(
+            f"{start.smaps.get(name, 0) / GB:9.2f}"
+            for name in ("Anonymous", "Private_Dirty", "Rss")
+        ),
+        flush=True,
+    )
 
 
 # --------------------------------------------------------------------------- the weights
@@ -90,6 +105,7 @@ def write(folder: Path, kind: str) -> int:
         save_file(drawn(shapes, torch.bfloat16), folder / "model.safetensors")
     else:
         write_shards(folder, shapes)
+    os.sync()  # pages that still wait for the disk would count as dirty
     return sum(shape.numel() for shape in shapes.values())
 
 
@@ -115,36 +131,31 @@ def drawn(shapes: dict[str, torch.Size], dtype: torch.dtype) -> dict[str, torch.
 
 
 def started(folder: Path, backbone: str, *options: str) -> Start:
-    """Run `mgen embed` on one short row to its end, and watch its memory and its first part."""
+    """Watch `mgen embed` until its first part is there; then look at its memory and end it."""
     run, log = folder / "run", folder / "log"
     command = [sys.executable, "-m", "mgen_core", "embed", str(folder / "data.csv")]
-    command += ["--backbone", backbone, "--output", str(run), *options]
-    start, begun = Start(), time.perf_counter()
+    command += ["--backbone", backbone, "--output", str(run), "--batch-tokens=64", *options]
+    peak, begun = 0, time.perf_counter()
     with log.open("w") as stream:
         child = subprocess.Popen(command, stdout=stream, stderr=stream)
-    while True:
-        ended, status, used = os.wait4(child.pid, os.WNOHANG)
-        if ended:
-            break
-        look(child.pid, start)
-        if not start.clock and any(run.glob("parts/*/*.parquet")):
-            start.clock = time.perf_counter() - begun
+    while not any(run.glob("parts/*/*.parquet")):
+        if child.poll() is not None:
+            sys.exit(f"{' '.join(command)}:\n{log.read_text()}")
+        peak = max(peak, sizes(child.pid, "status").get("RssAnon", 0))
         time.sleep(PAUSE)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
-        sys.exit(f"{' '.join(command)}:\n{log.read_text()}")
-    start.processor = used.ru_utime + used.ru_stime
+    clock = time.perf_counter() - begun
+    smaps = sizes(child.pid, "smaps_rollup")
+    child.kill()
+    used = os.wait4(child.pid, 0)[2]
+    child.returncode = -signal.SIGKILL
     shutil.rmtree(run)
-    return start
+    return Start(clock, used.ru_utime + used.ru_stime, peak, smaps)
 
 
-def look(process: int, start: Start) -> None:
-    """Raise the peaks to what the kernel counts now."""
-    with contextlib.suppress(OSError):  # it may have ended just now
-        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()[1:]
-        sizes = {name: int(size) * 1024 for name, size, _ in map(str.split, lines)}
-        start.private = max(start.private, sizes["Anonymous:"])
-        start.resident = max(start.resident, sizes["Rss:"])
+def sizes(process: int, file: str) -> dict[str, int]:
+    """Lines like `Rss: 12 kB` of a file of the kernel, in bytes."""
+    text = Path(f"/proc/{process}/{file}").read_text()
+    return {name: int(size) * 1024 for name, size in re.findall(r"^(\w+):\s+(\d+) kB", text, re.M)}
 
 
 if __name__ == "__main__":
