@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -98,10 +98,13 @@ class Manifest:
                     found[part.batch] = part
         return found
 
-    def missing(self) -> list[int]:
+    def missing(self, done: Mapping[int, Done]) -> list[int]:
         """Numbers of the batches that are not done."""
-        done = self.done()
         return [number for number in range(self.batches) if number not in done]
+
+    def failed(self, done: Mapping[int, Done]) -> int:
+        """Rows set aside: while planning, and while computing what is done."""
+        return int(self.record["plan"]["failed"]) + sum(part.failed for part in done.values())
 
     def log(self, rank: int, parts: Sequence[Done]) -> None:
         """Acknowledge parts: from these lines on they count as done."""

@@ -55,9 +55,8 @@ def merge(
         raise RunError(f"{path} is a folder", "name a file with --to")
     done = complete(manifest, selection)
     _check_room(path, done)
-    source = open_parts(manifest, catalog)
-    schema = merged_schema(manifest, source, done, selection)
-    count = Counted(ordered(manifest, source, done, selection, schema))
+    schema, tables = selected(manifest, done, catalog, selection)
+    count = Counted(tables)
     storage.make_folder(path.parent)
     writer = card.load(card)
     storage.write_atomic(path, lambda temporary: writer.write(temporary, count, schema))
@@ -68,16 +67,20 @@ def read(run: Path, catalog: Catalog, selection: Selection) -> pa.Table:
     """The run as one Arrow table, in memory."""
     manifest = Manifest.open(run)
     done = complete(manifest, selection)
+    schema, tables = selected(manifest, done, catalog, selection)
+    batches = [batch for table in tables for batch in table.to_batches()]
+    return pa.Table.from_batches(batches, schema=schema)
+
+
+def selected(
+    manifest: Manifest, done: dict[int, Done], catalog: Catalog, selection: Selection
+) -> tuple[pa.Schema, Iterator[pa.Table]]:
+    """The selected rows in input order, read as they are asked for, and their schema."""
     source = open_parts(manifest, catalog)
-    schema = merged_schema(manifest, source, done, selection)
-    return pa.Table.from_batches(
-        [
-            batch
-            for table in ordered(manifest, source, done, selection, schema)
-            for batch in table.to_batches()
-        ],
-        schema=schema,
-    )
+    stored = _part_schema(manifest, source, done)
+    schema = merged_schema(manifest, stored, done, selection)
+    full = stored.append(pa.field(ERROR, pa.string()))
+    return schema, ordered(manifest, source, done, selection, full, schema)
 
 
 class Counted:
@@ -98,7 +101,7 @@ class Counted:
 def complete(manifest: Manifest, selection: Selection) -> dict[int, Done]:
     """The done parts. Raises `RunError` naming the batches that are missing, unless allowed."""
     done = manifest.done()
-    missing = [number for number in range(manifest.batches) if number not in done]
+    missing = manifest.missing(done)
     if missing and not selection.allow_missing:
         raise RunError(
             f"{len(missing):,} of {manifest.batches:,} batches are missing "
@@ -121,13 +124,11 @@ def open_parts(manifest: Manifest, catalog: Catalog) -> Writer:
 
 
 def merged_schema(
-    manifest: Manifest, source: Writer, done: dict[int, Done], selection: Selection
+    manifest: Manifest, stored: pa.Schema, done: dict[int, Done], selection: Selection
 ) -> pa.Schema:
-    """The parts' columns, and `error` where rows failed; only what was asked for."""
-    schema = _part_schema(manifest, source, done)
-    schema = schema.with_metadata({**(schema.metadata or {}), **_provenance(manifest)})
-    failed = manifest.record["plan"]["failed"] + sum(part.failed for part in done.values())
-    if failed and not selection.drop_failed:
+    """The stored columns, and `error` where rows failed; only what was asked for."""
+    schema = stored.with_metadata({**(stored.metadata or {}), **_provenance(manifest)})
+    if manifest.failed(done) and not selection.drop_failed:
         schema = schema.append(pa.field(ERROR, pa.string()))
     if selection.columns is None:
         return schema
@@ -144,10 +145,10 @@ def ordered(
     source: Writer,
     done: dict[int, Done],
     selection: Selection,
+    full: pa.Schema,
     schema: pa.Schema,
 ) -> Iterator[pa.Table]:
-    """The selected rows in input order, a window of the plan at a time."""
-    full = _part_schema(manifest, source, done).append(pa.field(ERROR, pa.string()))
+    """A window of the plan at a time; `full` is what is read, `schema` what is given."""
     keep = RowFilter(selection.where, full) if selection.where else None
     planned = manifest.planned_failures()
     later: Failure | None = next(planned, None)

@@ -223,7 +223,7 @@ def report(manifest: Manifest, stop: Stop) -> Report:
         folder=manifest.folder,
         rows=manifest.rows,
         done=sum(part.rows for part in done.values()),
-        failed=manifest.record["plan"]["failed"] + sum(part.failed for part in done.values()),
-        missing_batches=manifest.batches - len(done),
+        failed=manifest.failed(done),
+        missing_batches=len(manifest.missing(done)),
         signal=stop.signal,
     )

@@ -21,15 +21,15 @@ def status(
     from ..merge import listed
 
     manifest = Manifest.open(run)
-    done, plan = manifest.done(), manifest.record["plan"]
-    missing = [number for number in range(manifest.batches) if number not in done]
+    done = manifest.done()
+    missing = manifest.missing(done)
     found = {
         "run": str(run),
         "task": manifest.record["identity"]["task"],
         "backbone": manifest.record["identity"]["backbone"],
         "rows": manifest.rows,
         "rows_done": sum(part.rows for part in done.values()),
-        "rows_set_aside": plan["failed"] + sum(part.failed for part in done.values()),
+        "rows_set_aside": manifest.failed(done),
         "batches": manifest.batches,
         "batches_done": len(done),
         "next": manifest.command() if missing else f"mgen merge {run}",
