@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from mgen_core import Inputs
 
+from .attend import attend
 from .config import Config
 from .experts import ACTS, Experts
 from .pack import unpack
@@ -87,7 +88,7 @@ def mix(query: Tensor, key: Tensor, value: Tensor, inputs: Inputs) -> Tensor:
             heads[start:stop].view(rows, length, *heads.shape[1:]).transpose(1, 2)
             for heads in (query, key, value)
         )
-        blocks.append(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1))
+        blocks.append(attend(q, k, v).transpose(1, 2).flatten(0, 1))
         start = stop
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
 

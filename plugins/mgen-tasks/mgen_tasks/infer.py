@@ -94,6 +94,11 @@ class Likelihood(Task):
     def __init__(self, card: TaskCard, options: InferOptions, backbone: Backbone) -> None:
         super().__init__(card, options, backbone)
         _check_vocabulary(backbone)
+        if (options.kind, options.alphabet) != (InferOptions.kind, InferOptions.alphabet):
+            raise MgenError(
+                "--score gives one number a row: --kind and --alphabet do not go with it",
+                "leave them out, or leave out --score",
+            )
         self.masked = options.score == "masked-pll"
         self._check_scoring()
         self.used = [number for number, name in enumerate(backbone.vocabulary) if name]

@@ -104,3 +104,7 @@ def test_what_cannot_be_scored_is_refused():
         mgen_core.infer(
             ["ACGT"], backbone="aido_dna_dummy", score="masked-pll", options={"tokens": "reference"}
         )
+    with pytest.raises(MgenError, match="--kind and --alphabet do not go with it"):
+        infer(score="pll", kind="logits")
+    with pytest.raises(MgenError, match="--kind and --alphabet do not go with it"):
+        infer(score="pll", alphabet="residues")
