@@ -70,9 +70,13 @@ class Behind(Generic[T]):
 
     def put(self, item: T) -> None:
         """Hand over one item; waits while `depth` are pending."""
+        self.check()
+        self._items.put(item)
+
+    def check(self) -> None:
+        """Raises what `work` has raised."""
         if self._error is not None:
             raise self._error
-        self._items.put(item)
 
     def __enter__(self) -> Behind[T]:
         self._thread.start()

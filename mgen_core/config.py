@@ -12,6 +12,8 @@ from .errors import MgenError
 
 StoredDtype = Literal["float32", "float16", "bfloat16"]
 Precision = Literal["auto", "fp32", "bf16"]
+Strategy = Literal["auto", "replicate", "zero3"]
+Offload = Literal["none", "cpu", "nvme"]
 T = TypeVar("T")
 
 
@@ -41,10 +43,16 @@ class RunConfig:
     on_error: Literal["skip", "stop"] = "skip"
     limit: int | None = None
     overwrite: bool = False
+    devices: int | None = None
+    num_nodes: int | None = None
+    hostfile: Path | None = None
+    strategy: Strategy = "auto"
+    offload: Offload = "none"
+    bind: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("batch_tokens", "max_length", "limit"):
+        for name in ("batch_tokens", "max_length", "limit", "devices", "num_nodes"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise MgenError(f"{name} is {value}", "it must be 1 or more")

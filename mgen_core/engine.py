@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .api import Backbone, Column, Columns, Inputs, Ragged, Row, Task
+from .api import Activations, Backbone, Column, Columns, Inputs, Ragged, Row, Task
 from .checkpoint import Checkpoint, open_checkpoint, seeded_checkpoint
 from .columns import HostColumn
 from .config import Precision, StoredDtype
-from .errors import PluginError, RunError
+from .errors import PluginError
+from .turns import OutOfMemory, Turn
 from .weights import fill, parameters_on_meta
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -28,21 +29,36 @@ class Placement:
     device: torch.device
     precision: Precision
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the arithmetic."""
+        return PRECISIONS[self.precision]
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether no device has memory of its own."""
+        return self.device.type == "cpu"
+
     def __str__(self) -> str:
         return f"{self.precision} on {self.device}"
 
 
-def place(precision: Precision) -> Placement:
-    """The first CUDA device if there is one, else the CPU; `auto` is bf16 where a GPU has it."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def place(precision: Precision, local_rank: int = 0) -> Placement:
+    """The rank's CUDA device if there is one, else the CPU; `auto` is bf16 where a GPU has it."""
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", local_rank % torch.cuda.device_count())
+        torch.cuda.set_device(device)
     if precision == "auto":
         fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
         precision = "bf16" if fast else "fp32"
     return Placement(device, precision)
 
 
-class LocalEngine:
-    """One process, one device, the whole model on it."""
+class Engine:
+    """The model and the task on their device. Subclasses say how the weights lie and are used."""
+
+    module: nn.Module
 
     def __init__(self, backbone: Backbone, task: Task, placement: Placement) -> None:
         self.backbone = backbone
@@ -50,40 +66,44 @@ class LocalEngine:
         self.placement = placement
         backbone.want = task.needs
         with parameters_on_meta():
-            self.module: nn.Module = backbone.build()
+            self.module = backbone.build()
+        self.parameters = sum(parameter.numel() for parameter in self.module.parameters())
         self.checkpoint = _checkpoint(backbone, self.module)
-        fill(
-            self.module,
-            backbone,
-            self.checkpoint,
-            dtype=PRECISIONS[placement.precision],
-            device=placement.device,
-        )
+        self.load()
 
-    @property
-    def parameters(self) -> int:
-        """How many numbers the model has."""
-        return sum(parameter.numel() for parameter in self.module.parameters())
+    def load(self) -> None:
+        """Give the module its weights."""
+        raise NotImplementedError
+
+    def run(self, rows: Sequence[Row], inputs: Inputs) -> Columns:
+        """One forward pass and the task's columns of it; `inputs` are on the device."""
+        raise NotImplementedError
+
+    def idle(self) -> None:
+        """Take part in a pass of other ranks without rows of its own."""
+
+    def agree(self, turn: Turn) -> Turn:
+        """What this rank and those that it keeps step with come to."""
+        return turn
 
     def forward(self, rows: Sequence[Row], inputs: Inputs) -> Columns:
         """One forward pass and the task's columns of it, on the device.
 
-        Raises `RunError` when the device has not enough memory for it.
+        Raises `OutOfMemory` when the device has not enough memory for it.
         """
         try:
-            with torch.inference_mode():
-                moved = _to_device(inputs, self.placement.device)
-                activations = self.backbone.forward(self.module, moved, self.task.needs)
-                return self.task.columns(activations, rows)
+            return self.run(rows, to_device(inputs, self.placement.device))
         except RuntimeError as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
-            longest = max(self.backbone.measure(row) for row in rows)
-            raise RunError(
-                f"out of memory on {self.placement.device} with {len(rows)} rows of up to "
-                f"{longest:,} tokens",
-                "start anew with --overwrite and a smaller --batch-tokens (or --max-length)",
-            ) from error
+        # Outside the handler: the error holds the tensors that filled the memory.
+        if self.placement.device.type == "cuda":
+            torch.cuda.empty_cache()
+        raise OutOfMemory
+
+    def call(self, inputs: Inputs) -> Activations:
+        """The backbone's forward pass; `inputs` are on the device."""
+        return self.backbone.forward(self.module, inputs, self.task.needs)
 
     def collect(
         self, found: Sequence[Columns], counts: Sequence[int], stored: StoredDtype
@@ -102,9 +122,24 @@ class LocalEngine:
         return host
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
+class LocalEngine(Engine):
+    """One process, one device, the whole model on it."""
+
+    def load(self) -> None:
+        dtype, device = self.placement.dtype, self.placement.device
+        fill(self.module, self.backbone, self.checkpoint, dtype=dtype, device=device)
+
+    def run(self, rows: Sequence[Row], inputs: Inputs) -> Columns:
+        with torch.inference_mode():
+            return self.task.columns(self.call(inputs), rows)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether PyTorch says that memory is used up."""
     # On the CPU it is a plain RuntimeError.
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
 
 
 def _checkpoint(backbone: Backbone, module: nn.Module) -> Checkpoint:
@@ -130,11 +165,12 @@ def _end_to_end(pieces: Sequence[Any]) -> Column:
     return [value for piece in pieces for value in piece]
 
 
-def _to_device(value: Any, device: torch.device) -> Any:
+def to_device(value: Any, device: torch.device) -> Any:
+    """Every tensor of the inputs on the device."""
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
     if isinstance(value, Mapping):
-        return {key: _to_device(item, device) for key, item in value.items()}
+        return {key: to_device(item, device) for key, item in value.items()}
     return value
 
 

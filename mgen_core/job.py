@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from typing import Any
 
-from .api import Backbone, BackboneCard, Rows, Task, TaskCard, Writer, WriterCard, open_backbone
+from .api import (
+    Backbone,
+    BackboneCard,
+    Row,
+    Rows,
+    Task,
+    TaskCard,
+    Writer,
+    WriterCard,
+    open_backbone,
+)
 from .catalog import Catalog
 from .config import RESERVED, RunConfig, checked, make_options
 from .errors import MgenError, WeightsError
@@ -60,6 +70,11 @@ class Job:
         return PlanSettings(
             batch_tokens, self.max_tokens, self.config.too_long, self.backbone.packed
         )
+
+    def cost(self, rows: Sequence[Row]) -> int:
+        """Tokens that a pass of prepared rows computes."""
+        tokens = [self.backbone.measure(row) for row in rows]
+        return sum(tokens) if self.backbone.packed else max(tokens) * len(tokens)
 
     def work(self, batch: Batch, settings: PlanSettings) -> Work:
         """What the task runs for a batch."""

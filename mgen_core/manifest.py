@@ -35,7 +35,9 @@ class Done:
     """A line of the done-log: a part that is complete and durable.
 
     `file` is relative to the run directory; `rows` are in it, `failed` beside it in `failures`;
-    `first` and `last` are the smallest and largest row index of both.
+    `first` and `last` are the smallest and largest row index of both; `tokens` carry data.
+    `limit` is how many tokens at once the memory was found to allow, where that was not enough
+    for the whole batch.
     """
 
     batch: int
@@ -48,6 +50,8 @@ class Done:
     sha256: str
     seconds: float
     failures: str | None = None
+    tokens: int = 0
+    limit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,20 @@ class Manifest:
                 if (part := _done(line)) and self._whole(part):
                     found[part.batch] = part
         return found
+
+    def tail(self) -> Iterator[list[Done]]:
+        """At each step, the lines that came to the done-logs since the one before."""
+        read: dict[Path, int] = {}
+        while True:
+            found = []
+            for log in sorted((self.folder / "done").glob("rank-*.jsonl")):
+                with open(log, "rb") as file:
+                    file.seek(read.get(log, 0))
+                    whole, newline, _ = file.read().rpartition(b"\n")
+                read[log] = read.get(log, 0) + len(whole) + len(newline)
+                lines = whole.decode(errors="replace").splitlines()
+                found += [part for line in lines if (part := _done(line))]
+            yield found
 
     def missing(self, done: Mapping[int, Done]) -> list[int]:
         """Numbers of the batches that are not done."""

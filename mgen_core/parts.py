@@ -17,8 +17,6 @@ from .job import Job
 from .manifest import Done, Manifest, write_lines
 from .plan import Batch, Failure
 
-RANK = 0
-
 
 def part_path(rank: int, batch: int, suffix: str) -> str:
     """Where a part lies, relative to the run directory."""
@@ -36,28 +34,30 @@ class Computed(NamedTuple):
     batch: Batch
     columns: dict[str, HostColumn]
     seconds: float
+    limit: int | None = None
 
 
-def write_parts(job: Job, manifest: Manifest, waiting: Sequence[Computed]) -> list[Done]:
+def write_parts(job: Job, manifest: Manifest, rank: int, waiting: Sequence[Computed]) -> list[Done]:
     """Commit batches: the rows that failed, the parts, then the lines that make them count."""
     files: dict[Path, Callable[[Path], None]] = {}
     filed = []
-    for batch, columns, seconds in waiting:
+    for computed in waiting:
+        batch, columns = computed.batch, computed.columns
         table, failures = to_table(batch, columns, job.task.metadata, job.config.dtype)
         if failures and job.config.on_error == "stop":
             raise stopped_by(failures[0])
-        told = failures_path(RANK, batch.number) if failures else None
+        told = failures_path(rank, batch.number) if failures else None
         if told:
             lines = [failure.line() for failure in failures]
             files[manifest.folder / told] = partial(write_lines, lines)
-        file = part_path(RANK, batch.number, job.writer.card.suffix)
+        file = part_path(rank, batch.number, job.writer.card.suffix)
         files[manifest.folder / file] = partial(_write_table, job.writer, table)
-        filed.append((batch, seconds, file, table.num_rows, len(failures), told))
+        filed.append((computed, file, table.num_rows, len(failures), told))
     for folder in {path.parent for path in files}:
         storage.make_folder(folder)
     storage.write_all(files)
     parts = [_done(manifest.folder, *facts) for facts in filed]
-    manifest.log(RANK, parts)
+    manifest.log(rank, parts)
     return parts
 
 
@@ -66,8 +66,9 @@ def _write_table(writer: Writer, table: pa.Table, path: Path) -> None:
 
 
 def _done(
-    folder: Path, batch: Batch, seconds: float, file: str, rows: int, failed: int, told: str | None
+    folder: Path, computed: Computed, file: str, rows: int, failed: int, told: str | None
 ) -> Done:
+    batch = computed.batch
     indices = [row.index for row in batch.rows]
     return Done(
         batch=batch.number,
@@ -78,8 +79,10 @@ def _done(
         last=max(indices),
         bytes=(folder / file).stat().st_size,
         sha256=storage.checksum(folder / file),
-        seconds=round(seconds, 4),
+        seconds=round(computed.seconds, 4),
         failures=told,
+        tokens=batch.tokens,
+        limit=computed.limit,
     )
 
 

@@ -108,6 +108,7 @@ class Survey:
     notes: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     windows: list[tuple[int, int, int, int]] = field(default_factory=list)
+    shortest: Entry | None = None
     digest: str = ""
 
     @property
@@ -191,14 +192,17 @@ def make_work(
 
 
 def deal(batches: Sequence[Batch], world_size: int) -> list[list[Batch]]:
-    """One list of batches a rank, near equal in computed tokens: costliest first, to the idlest."""
+    """One list of batches a rank, near equal in computed tokens: costliest first, to the idlest.
+
+    Each list is in the order of the plan: longest rows first.
+    """
     ranks: list[list[Batch]] = [[] for _ in range(world_size)]
     idle = [(0, rank) for rank in range(world_size)]
     for batch in sorted(batches, key=lambda batch: (-batch.computed, batch.number)):
         load, rank = heapq.heappop(idle)
         ranks[rank].append(batch)
         heapq.heappush(idle, (load + batch.computed, rank))
-    return ranks
+    return [sorted(mine, key=lambda batch: batch.number) for mine in ranks]
 
 
 def survey(planned: Iterable[Window], row_bytes: Callable[[int], int]) -> Iterator[Window | Survey]:
@@ -231,6 +235,9 @@ def _add(total: Survey, batch: Batch, row_bytes: Callable[[int], int]) -> None:
     total.computed += batch.computed
     total.longest = max(total.longest, batch.entries[0].tokens)
     total.largest = max(total.largest, batch.computed)
+    last = batch.entries[-1]
+    if total.shortest is None or last.tokens < total.shortest.tokens:
+        total.shortest = last
     total.bytes += sum(row_bytes(entry.tokens) * len(entry.rows) for entry in batch.entries)
 
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple
 
 from . import manifest as manifests
 from . import storage
-from .api import Columns, Inputs, Row, Rows
+from .api import Columns, Rows
 from .background import Behind, ahead
 from .catalog import Catalog
 from .config import RunConfig
@@ -24,24 +24,37 @@ from .errors import InputError, RunError
 from .job import AUTO_BATCH_TOKENS, Job, open_job
 from .manifest import Manifest
 from .parts import Computed, stopped_by, write_parts
-from .plan import TOO_LONG, Batch, PlanSettings, Survey, Work, survey
+from .plan import TOO_LONG, PlanSettings, Survey, deal, survey
+from .ranks import Ranks
 from .record import begun_with, identify, record, reopen
 from .screen import Screen
 from .stop import Stop, stoppable
+from .strategy import MAPPED, Decision, Machine, choose, least, this_machine, weigh
+from .turns import Lost, Pass, Turns
+from .world import World
 
 if TYPE_CHECKING:
-    from .engine import LocalEngine, Placement
+    from .engine import Engine, Placement
 
-RANK = 0
+ALONE = World()
+POLL_S = 0.5
 
 
-class Pass(NamedTuple):
-    """One forward pass of a batch, its rows collated."""
+@dataclass
+class Share:
+    """What a rank has to do: batches, and the tokens computed in them."""
 
-    batch: Batch
-    work: Work
-    rows: Sequence[Row]
-    inputs: Inputs
+    batches: int = 0
+    tokens: int = 0
+
+
+class Forecast(NamedTuple):
+    """A run that is not made: its plan, each rank's share of it, and how the model would lie."""
+
+    job: Job
+    plan: Survey
+    shares: list[Share]
+    decision: Decision
 
 
 @dataclass(frozen=True)
@@ -56,42 +69,75 @@ class Report:
     signal: int | None = None
 
 
-def run(config: RunConfig, catalog: Catalog, screen: Screen, *, rows: Rows | None = None) -> Report:
-    """Run the config to its end, or as far as a signal lets it. Raises `MgenError`."""
-    job = open_job(config, catalog, rows=rows)
-    new = storage.make_folder(config.output)
-    # The lock first: what another process is making is not ours to tidy up.
-    with (
-        storage.lock(config.output / manifests.LOCK),
-        tidy(config.output, new),
-        stoppable() as stop,
-    ):
-        placement, settings = settle(job)
-        identity = identify(job, settings, placement)
-        begun = reopen(config, identity)
-        plan, failures = make_plan(job, settings, screen, stop)
-        engine = load(job, placement, screen)
-        manifest = record(job, identity, plan, failures, begun)
-        compute(job, settings, engine, manifest, screen, stop)
+def run(
+    config: RunConfig,
+    catalog: Catalog,
+    screen: Screen,
+    *,
+    rows: Rows | None = None,
+    world: World = ALONE,
+) -> Report:
+    """Run the config to its end, or as far as a signal lets it. Raises `MgenError`.
+
+    Every rank calls this. Rank 0 decides, records and speaks; up to `begin` an error of one rank
+    ends them all.
+    """
+    with contextlib.ExitStack() as held:
+        ranks = held.enter_context(contextlib.closing(Ranks(world)))
+        stop = held.enter_context(stoppable())
+        with ranks.together():
+            job = open_job(config, catalog, rows=rows)
+            if ranks.leads:
+                lock = held.enter_context(folder_of(config))
+            placement, settings = settle(job, world)
+            identity = identify(job, settings, placement)
+            begun = reopen(config, identity) if ranks.leads else None
+            plan, failures = make_plan(job, settings, screen, stop)
+            ranks.compare({**identity, "plan": plan.digest})
+            decision = decide(job, placement, plan, ranks)
+            screen.decided(decision, world)
+            engine = load(job, placement, plan, decision, ranks, screen)
+            ranks.exchange("loaded")
+            if ranks.leads:
+                record(job, identity, plan, failures, begun)
+            manifest, missing = begin(config, ranks)
+        if ranks.leads and world.size > 1:
+            lock.share()
+        if not ranks.leads:
+            lock = held.enter_context(storage.lock(config.output / manifests.LOCK, shared=True))
+        with keeping_step(decision, ranks):
+            compute(job, settings, engine, manifest, missing, ranks, screen, stop)
+        if ranks.leads:
+            wait(manifest, lock, ranks, screen)
     return report(manifest, stop)
 
 
 def plan_only(
-    config: RunConfig, catalog: Catalog, *, rows: Rows | None = None
-) -> tuple[Job, Survey]:
-    """The plan that a run would follow; needs no weights, writes nothing."""
+    config: RunConfig, catalog: Catalog, *, rows: Rows | None = None, world: World = ALONE
+) -> Forecast:
+    """The plan that a run would follow; reads no weights, writes nothing."""
     job = open_job(config, catalog, rows=rows, download=False)
-    total = Survey()
-    for item in survey(job.windows(settle(job)[1]), job.row_bytes):
+    placement, settings = settle(job, world)
+    total, shares = Survey(), [Share() for _ in range(world.size)]
+    for item in survey(job.windows(settings), job.row_bytes):
         if isinstance(item, Survey):
             total = item
-    return job, total
+            break
+        for share, batches in zip(shares, deal(item.batches, world.size)):
+            share.batches += len(batches)
+            share.tokens += sum(batch.computed for batch in batches)
+    size, batch = weigh(job.backbone, job.task.needs, placement.dtype, total.largest)
+    machine = this_machine(placement.device)
+    decision = choose(
+        size, batch, machine, [world.host] * world.size, config.strategy, config.offload
+    )
+    return Forecast(job, total, shares, decision)
 
 
 # --------------------------------------------------------------------------- before the walk
 
 
-def settle(job: Job) -> tuple[Placement, PlanSettings]:
+def settle(job: Job, world: World) -> tuple[Placement, PlanSettings]:
     """Decide what `auto` means here; a run that was begun keeps what it was begun with."""
     from .engine import place
 
@@ -99,7 +145,7 @@ def settle(job: Job) -> tuple[Placement, PlanSettings]:
     precision = config.precision
     if begun and precision == "auto":
         precision = begun["precision"]
-    placement = place(precision)
+    placement = place(precision, world.local_rank)
     tokens = config.batch_tokens
     if tokens is None:
         tokens = begun["batch_tokens"] if begun else AUTO_BATCH_TOKENS[placement.device.type]
@@ -107,18 +153,21 @@ def settle(job: Job) -> tuple[Placement, PlanSettings]:
 
 
 @contextlib.contextmanager
-def tidy(folder: Path, new: Sequence[Path]) -> Iterator[None]:
-    """A run that fails before it has a record leaves nothing behind; `new` folders go too."""
-    try:
-        yield
-    except BaseException:
-        if not (folder / manifests.RECORD).exists():
-            for name in manifests.OURS:
-                storage.remove(folder / name)
-            for made in new:
-                with contextlib.suppress(OSError):
-                    made.rmdir()
-        raise
+def folder_of(config: RunConfig) -> Iterator[storage.Lock]:
+    """The run directory, locked. A run that fails before it has a record leaves nothing behind."""
+    new = storage.make_folder(config.output)
+    # The lock first: what another process is making is not ours to tidy up.
+    with storage.lock(config.output / manifests.LOCK) as lock:
+        try:
+            yield lock
+        except BaseException:
+            if not (config.output / manifests.RECORD).exists():
+                for name in manifests.OURS:
+                    storage.remove(config.output / name)
+                for made in new:
+                    with contextlib.suppress(OSError):
+                        made.rmdir()
+            raise
 
 
 # --------------------------------------------------------------------------- the walk
@@ -166,54 +215,121 @@ def _check_plan(job: Job, total: Survey) -> None:
         )
 
 
-def load(job: Job, placement: Placement, screen: Screen) -> LocalEngine:
+def decide(job: Job, placement: Placement, plan: Survey, ranks: Ranks) -> Decision:
+    """Replicated or sharded: rank 0 decides for all."""
+    if ranks.world.size == 1 and job.config.strategy == "auto" and placement.on_cpu:
+        return MAPPED  # whatever the model's size
+    told = ranks.exchange((ranks.world.host, this_machine(placement.device)))
+    decision = None
+    if ranks.leads:
+        hosts = [host for host, _ in told]
+        machine = least([Machine(*machine) for _, machine in told])
+        size, batch = weigh(job.backbone, job.task.needs, placement.dtype, plan.largest)
+        decision = choose(size, batch, machine, hosts, job.config.strategy, job.config.offload)
+    return Decision(*ranks.exchange(decision)[0])
+
+
+def load(
+    job: Job,
+    placement: Placement,
+    plan: Survey,
+    decision: Decision,
+    ranks: Ranks,
+    screen: Screen,
+) -> Engine:
     """Put the model on its device. Raises `WeightsError` for weights that do not fit."""
     from .engine import LocalEngine
 
     start = time.perf_counter()
-    engine = LocalEngine(job.backbone, job.task, placement)
+    engine: Engine
+    if decision.strategy == "replicate":
+        engine = LocalEngine(job.backbone, job.task, placement)
+    else:
+        from .zero3 import Group, Zero3Engine, connect
+
+        assert plan.shortest is not None
+        connect(ranks.store, ranks.world, placement.device)
+        filler = job.task.variants(plan.shortest.rows[0])[:1]
+        group = Group(decision.groups)
+        engine = Zero3Engine(job.backbone, job.task, placement, group, filler, decision.offload)
     screen.loaded(job, engine.parameters, str(placement), time.perf_counter() - start)
     return engine
+
+
+def begin(config: RunConfig, ranks: Ranks) -> tuple[Manifest, set[int]]:
+    """The run, and the batches that are to be done: the same on every rank."""
+    missing: list[int] = []
+    if ranks.leads:
+        manifest = Manifest.open(config.output)
+        missing = manifest.missing(manifest.done())
+    missing = ranks.exchange(missing)[0]
+    return Manifest.open(config.output), set(missing)
+
+
+@contextlib.contextmanager
+def keeping_step(decision: Decision, ranks: Ranks) -> Iterator[None]:
+    """Ranks that hold a model together end together; replicas have nothing more to say."""
+    if decision.strategy == "replicate":
+        ranks.close()
+        yield
+        return
+    from .zero3 import disconnect
+
+    ranks.watch()
+    try:
+        yield
+    except Lost as error:
+        raise ranks.lost(error) from error
+    disconnect()
 
 
 def compute(
     job: Job,
     settings: PlanSettings,
-    engine: LocalEngine,
+    engine: Engine,
     manifest: Manifest,
+    missing: Collection[int],
+    ranks: Ranks,
     screen: Screen,
     stop: Stop,
 ) -> None:
-    """Every batch that is not done: collated ahead, computed here, committed behind."""
-    done = manifest.done()
+    """This rank's share of what is missing: collated ahead, computed here, committed behind."""
+    world = ranks.world
 
-    def pending() -> Iterator[Pass]:
+    def passes() -> Iterator[Pass]:
         for window in job.windows(settings):
-            for batch in window.batches:
-                if batch.number not in done:
-                    work = job.work(batch, settings)
-                    for rows in work.passes:
-                        yield Pass(batch, work, rows, job.backbone.collate(rows))
+            batches = [batch for batch in window.batches if batch.number in missing]
+            for batch in deal(batches, world.size)[world.rank]:
+                work = job.work(batch, settings)
+                for rows in work.passes:
+                    yield Pass(batch, work, rows, job.backbone.collate(rows))
 
     def commit(waiting: Sequence[Computed]) -> None:
-        parts = write_parts(job, manifest, waiting)
-        for computed, part in zip(waiting, parts):
-            screen.committed(computed.batch, part)
+        write_parts(job, manifest, world.rank, waiting)
+        screen.committed()
 
-    screen.start(manifest, done)
+    screen.start(manifest)
+    turns = Turns(engine, job.backbone.collate, job.cost, screen.learned)
     found: list[Columns] = []
-    start = 0.0
-    with Behind(commit) as writer, contextlib.closing(ahead(pending())) as passes:
-        for batch, work, rows, inputs in passes:
-            if not found:
-                start = time.perf_counter()
-            found.append(engine.forward(rows, inputs))
-            if len(found) == len(work.passes):
-                columns = engine.collect(found, work.counts, job.config.dtype)
-                writer.put(Computed(batch, columns, time.perf_counter() - start))
-                found = []
-            if stop.signal is not None:
-                break
+    start, passed = time.perf_counter(), 0
+    with Behind(commit) as writer, contextlib.closing(ahead(passes())) as ready:
+        for piece, columns in turns.run(ready, lambda: stop.signal is not None, writer.check):
+            batch, work, *_ = piece.whole
+            ranks.at(f"after a pass of batch {batch.number}")
+            found.append(columns)
+            passed += piece.last
+            if passed == len(work.passes):
+                host = engine.collect(found, work.counts, job.config.dtype)
+                seconds = time.perf_counter() - start
+                writer.put(Computed(batch, host, seconds, turns.limit))
+                found, start, passed = [], time.perf_counter(), 0
+
+
+def wait(manifest: Manifest, lock: storage.Lock, ranks: Ranks, screen: Screen) -> None:
+    """Until the other ranks are through."""
+    while ranks.world.size > 1 and not lock.alone():
+        screen.committed()
+        time.sleep(POLL_S)
 
 
 def report(manifest: Manifest, stop: Stop) -> Report:

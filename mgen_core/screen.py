@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,7 +12,11 @@ if TYPE_CHECKING:
 
     from .job import Job
     from .manifest import Done, Manifest
-    from .plan import Batch, Survey
+    from .plan import Survey
+    from .strategy import Decision
+    from .world import World
+
+from .strategy import describe
 
 QUIET_SECONDS = 30.0
 
@@ -28,11 +33,17 @@ class Screen:
     def loaded(self, job: Job, parameters: int, place: str, seconds: float) -> None:
         """The model is ready."""
 
-    def start(self, manifest: Manifest, done: dict[int, Done]) -> None:
-        """Computing begins; `done` was done by an earlier start."""
+    def decided(self, decision: Decision, world: World) -> None:
+        """Several ranks: how they share the work."""
 
-    def committed(self, batch: Batch, part: Done) -> None:
-        """A part is durable."""
+    def start(self, manifest: Manifest) -> None:
+        """Computing begins, or goes on."""
+
+    def committed(self) -> None:
+        """Parts are durable: the done-logs of all ranks tell which."""
+
+    def learned(self, limit: int) -> None:
+        """The memory sufficed for no more than so many tokens at once."""
 
     def close(self) -> None:
         """The run is over, well or not."""
@@ -45,6 +56,7 @@ class ConsoleScreen(Screen):
         self.console = console
         self.bar: Progress | None = None
         self.task: TaskID | None = None
+        self.tail: Iterator[list[Done]] = iter(())
         self.said = self.began = time.monotonic()
         self.rows = self.total = self.tokens = 0
 
@@ -67,11 +79,14 @@ class ConsoleScreen(Screen):
         name = job.backbone.card.name
         self.say("model", f"{name}: {size}, {place}, ready in {seconds:.1f} s")
 
-    def start(self, manifest: Manifest, done: dict[int, Done]) -> None:
+    def start(self, manifest: Manifest) -> None:
         from rich import progress
 
+        self.tail = manifest.tail()
+        next(self.tail)
+        done = manifest.done().values()
         self.total = manifest.rows - manifest.record["plan"]["failed"]
-        self.rows = sum(part.rows + part.failed for part in done.values())
+        self.rows = sum(part.rows + part.failed for part in done)
         self.began = self.said = time.monotonic()
         if done:
             self.say("resuming", f"{self.rows:,} of {self.total:,} rows were done before")
@@ -88,14 +103,22 @@ class ConsoleScreen(Screen):
             self.task = self.bar.add_task("", total=self.total, completed=self.rows, speed="")
             self.bar.start()
 
-    def committed(self, batch: Batch, part: Done) -> None:
-        self.rows += part.rows + part.failed
-        self.tokens += batch.tokens
+    def committed(self) -> None:
+        parts = next(self.tail)
+        self.rows += sum(part.rows + part.failed for part in parts)
+        self.tokens += sum(part.tokens for part in parts)
         speed = f"{self.tokens / max(time.monotonic() - self.began, 1e-9):,.0f} tokens/s"
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, completed=self.rows, speed=speed)
         elif self._due():
             self.say("computing", f"{self.rows:,} of {self.total:,} rows, {speed}")
+
+    def decided(self, decision: Decision, world: World) -> None:
+        if world.size > 1 or not decision.fits or decision.strategy == "zero3":
+            self.say("ranks", describe(decision, world.size))
+
+    def learned(self, limit: int) -> None:
+        self.say("memory", f"used up: at most {limit:,} tokens at once from here on")
 
     def close(self) -> None:
         if self.bar is not None:

@@ -98,9 +98,34 @@ def remove(path: Path) -> None:
         raise disk_error(error, path) from error
 
 
+class Lock:
+    """A lock file that is held: by one process alone, or shared by those of one run."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+
+    def share(self) -> None:
+        """Let other processes share it."""
+        self._take(fcntl.LOCK_SH)
+
+    def alone(self) -> bool:
+        """Whether no other process shares it any more."""
+        if self._take(fcntl.LOCK_EX):
+            return True
+        self.share()
+        return False
+
+    def _take(self, kind: int) -> bool:
+        try:
+            fcntl.flock(self._file, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+
 @contextlib.contextmanager
-def lock(path: Path) -> Iterator[None]:
-    """Hold the lock file; raises `RunError` when another process holds it.
+def lock(path: Path, *, shared: bool = False) -> Iterator[Lock]:
+    """Hold the lock file; raises `RunError` when another process holds it, or does not share it.
 
     The kernel drops the lock with the process, so a killed run never leaves one behind.
     """
@@ -109,19 +134,19 @@ def lock(path: Path) -> Iterator[None]:
     except OSError as error:
         raise disk_error(error, path) from error
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        held = Lock(file)
+        if not held._take(fcntl.LOCK_SH if shared else fcntl.LOCK_EX):
             file.seek(0)
             raise RunError(
                 f"another mgen ({file.read().strip() or 'unknown process'}) is at work in "
                 f"{path.parent}",
                 "wait for it, stop it, or choose another --output",
-            ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()}")
-        file.flush()
-        yield
+            )
+        if not shared:
+            file.truncate(0)
+            file.write(f"process {os.getpid()}")
+            file.flush()
+        yield held
 
 
 def checksum(path: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ from .checkpoint import Checkpoint, SeededCheckpoint, TensorInfo, listed_names
 from .errors import PluginError, WeightsError
 
 RANDOM_FILLS = {Tensor.normal_, Tensor.uniform_}
+Elsewhere = Callable[[nn.Parameter, Sequence[str], torch.dtype], bool]
 SIZES = ("model_type", "hidden_size", "num_hidden_layers")  # of config.json, told in errors
 
 
@@ -32,7 +33,7 @@ def parameters_on_meta() -> Iterator[None]:
 
     def register_on_meta(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
         if param is not None and not param.is_meta:
-            _swap(param, torch.empty_like(param, device="meta"))
+            swap(param, torch.empty_like(param, device="meta"))
         register(module, name, param)
 
     nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign, assignment]
@@ -60,7 +61,8 @@ class _NoInit(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _swap(parameter: nn.Parameter, value: Tensor) -> None:
+def swap(parameter: nn.Parameter, value: Tensor) -> None:
+    """Give a parameter another tensor, under all its names."""
     # The object stays and changes its tensor: a tied parameter changes under all its names.
     torch.utils.swap_tensors(  # type: ignore[no-untyped-call]
         parameter, nn.Parameter(value, requires_grad=False)
@@ -74,8 +76,11 @@ def fill(
     *,
     dtype: torch.dtype,
     device: torch.device,
+    elsewhere: Elsewhere = lambda slot, keys, dtype: False,
 ) -> None:
     """Give every parameter and persistent buffer its values; the module is then on `device`.
+
+    A parameter for which `elsewhere` says so was filled by it.
 
     On the CPU a parameter of one source in the file's own dtype is the mapped file itself. All
     else is converted tensor by tensor, so memory peaks one tensor above the model. Floating
@@ -89,7 +94,7 @@ def fill(
                 "this is a defect of the backbone plugin: report it to its author",
             )
     matched = match(module, backbone, checkpoint)
-    for (name, *_), slot in _slots(module):
+    for (name, *_), slot in slots_of(module):
         keys = matched.get(name)
         if keys is None:
             continue
@@ -97,11 +102,17 @@ def fill(
             slot.copy_(_assembled(checkpoint, keys, slot.shape, slot.dtype, slot.device))
             continue
         wanted = dtype if slot.is_floating_point() else slot.dtype
-        if any(re.fullmatch(pattern, name) for pattern in backbone.keep_float32):
+        if is_kept_float32(name, backbone):
             wanted = torch.float32
-        _swap(slot, _assembled(checkpoint, keys, slot.shape, wanted, device))
+        if not elsewhere(slot, keys, wanted):
+            swap(slot, _assembled(checkpoint, keys, slot.shape, wanted, device))
     module.to(device)
     module.eval()
+
+
+def is_kept_float32(name: str, backbone: Backbone) -> bool:
+    """Whether a parameter is float32 at any precision."""
+    return any(re.fullmatch(pattern, name) for pattern in backbone.keep_float32)
 
 
 def _assembled(
@@ -135,7 +146,7 @@ def match(
     missing: list[str] = []
     wrong: list[str] = []
     used: set[str] = set()
-    for names, slot in _slots(module):
+    for names, slot in slots_of(module):
         offers = [_sources(name, backbone, checkpoint) for name in names]
         used.update(key for keys in offers for key in keys)
         whole = (keys for keys in offers if keys and checkpoint.keys.keys() >= set(keys))
@@ -157,13 +168,13 @@ def match(
     return matched
 
 
-def _slots(module: nn.Module) -> list[tuple[list[str], Tensor]]:
+def slots_of(module: nn.Module) -> list[tuple[list[str], Tensor]]:
     """Every parameter and persistent buffer once, with all the names it is tied under."""
-    slots: dict[int, tuple[list[str], Tensor]] = {}
+    found: dict[int, tuple[list[str], Tensor]] = {}
     for name, slot in module.state_dict(keep_vars=True).items():
         if isinstance(slot, Tensor):  # a module may add what it likes
-            slots.setdefault(id(slot), ([], slot))[0].append(name)
-    return list(slots.values())
+            found.setdefault(id(slot), ([], slot))[0].append(name)
+    return list(found.values())
 
 
 def _sources(name: str, backbone: Backbone, checkpoint: Checkpoint) -> tuple[str, ...]:

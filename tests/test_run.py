@@ -11,6 +11,7 @@ from mgen_core.config import make_config
 from mgen_core.merge import Selection, read
 from mgen_core.run import plan_only, run
 from mgen_core.screen import Screen
+from mgen_core.world import World
 
 
 def sequences(count, seed=0):
@@ -204,9 +205,11 @@ def test_too_little_disk_is_told_before_anything_is_computed(tmp_path, monkeypat
 
 def test_plan_only_writes_nothing(tmp_path):
     data = toy.write_csv(tmp_path / "in.csv", ["AAAA", "AAAA", "CC", "!"])
-    _, plan = plan_only(config(data, tmp_path / "run"), toy.catalog())
+    forecast = plan_only(config(data, tmp_path / "run"), toy.catalog(), world=World(size=2))
+    plan = forecast.plan
     assert (plan.rows, plan.failed, plan.distinct, plan.batches) == (4, 1, 2, 1)
     assert plan.tokens == 5 + 3 and plan.computed == 10
+    assert [(share.batches, share.tokens) for share in forecast.shares] == [(1, 10), (0, 0)]
     assert not (tmp_path / "run").exists()
 
 
@@ -306,7 +309,33 @@ def test_a_default_that_is_spelled_out_is_the_same_run(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["device", "cpu"])
-def test_out_of_memory_is_told_and_what_is_done_is_kept(tmp_path, monkeypatch, kind):
+def test_out_of_memory_halves_the_passes_and_changes_no_row(tmp_path, monkeypatch, kind):
+    import torch
+
+    data = toy.write_csv(tmp_path / "in.csv", sequences(60))
+    start(data, tmp_path / "whole")
+    forward = toy.Toy.forward
+
+    def little(self, module, inputs, want):
+        if inputs["codes"].numel() > 100:
+            if kind == "device":
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ...")
+        return forward(self, module, inputs, want)
+
+    monkeypatch.setattr(toy.Toy, "forward", little)
+    start(data, tmp_path / "run")
+    found, expected = (
+        read(tmp_path / name, toy.catalog(), Selection()) for name in ("run", "whole")
+    )
+    assert found == expected
+    limits = {line["limit"] for line in toy.done_lines(tmp_path / "run")}
+    assert limits and max(limit for limit in limits if limit) <= 200
+
+
+def test_a_row_that_alone_exceeds_the_memory_is_named_and_what_is_done_is_kept(
+    tmp_path, monkeypatch
+):
     import torch
 
     forward, passes = toy.Toy.forward, []
@@ -314,13 +343,11 @@ def test_out_of_memory_is_told_and_what_is_done_is_kept(tmp_path, monkeypatch, k
     def full(self, module, inputs, want):
         passes.append(1)
         if len(passes) > 2:
-            if kind == "device":
-                raise torch.OutOfMemoryError("CUDA out of memory")
-            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ...")
+            raise torch.OutOfMemoryError("CUDA out of memory")
         return forward(self, module, inputs, want)
 
     monkeypatch.setattr(toy.Toy, "forward", full)
-    with pytest.raises(RunError, match="out of memory on cpu with") as caught:
+    with pytest.raises(RunError, match=r"out of memory with one row alone: row \d+") as caught:
         start(toy.write_csv(tmp_path / "in.csv", sequences(60)), tmp_path / "run")
-    assert "--batch-tokens" in caught.value.hint
+    assert "--max-length" in caught.value.hint
     assert len(toy.done_lines(tmp_path / "run")) == 2

@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from ..errors import MgenError, Stopped
-from . import embed, infer, listing, merge, plugins, run, status
+from . import doctor, embed, infer, listing, merge, plugins, run, status
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -44,6 +44,7 @@ app.command("run")(run.run)
 app.command("merge")(merge.merge)
 app.command("status")(status.status)
 app.command("list")(listing.list_cards)
+app.command("doctor")(doctor.doctor)
 app.command("plugins")(plugins.plugins)
 
 

@@ -37,10 +37,10 @@ def merge(
     from ..merge import Selection
     from ..merge import merge as merge_run
     from ..screen import rows
-    from .running import size
+    from ..strategy import amount
 
     chosen = o.split_list(columns)
     selection = Selection(tuple(chosen) if chosen else None, where, drop_failed, allow_missing)
     merged = merge_run(run, to, discover(), selection, format)
     failed = f", {merged.failed:,} of them set aside (column error)" if merged.failed else ""
-    typer.echo(f"{merged.path}: {rows(merged.rows)}{failed}, {size(merged.bytes)}")
+    typer.echo(f"{merged.path}: {rows(merged.rows)}{failed}, {amount(merged.bytes)}")

@@ -12,7 +12,7 @@ import typer
 
 from ..errors import MgenError
 
-INPUT, MODEL, OUTPUT, RUN = "Input", "Model", "Output", "Run"
+INPUT, MODEL, OUTPUT, RUN, RANKS = "Input", "Model", "Output", "Run", "Several processes"
 
 
 class Dtype(str, Enum):
@@ -36,6 +36,22 @@ class TooLong(str, Enum):
 
     fail = "fail"
     truncate = "truncate"
+
+
+class Strategy(str, Enum):
+    """How several ranks share the work."""
+
+    auto = "auto"
+    replicate = "replicate"
+    zero3 = "zero3"
+
+
+class Offload(str, Enum):
+    """Where shards lie that do not fit on the GPUs."""
+
+    none = "none"
+    cpu = "cpu"
+    nvme = "nvme"
 
 
 class OnError(str, Enum):
@@ -172,6 +188,45 @@ Config = Annotated[
         rich_help_panel=RUN,
     ),
 ]
+Devices = Annotated[
+    Optional[str],
+    typer.Option(
+        metavar="auto|N",
+        help="Processes to start here, one a GPU. Default: auto (all GPUs, else 1).",
+        rich_help_panel=RANKS,
+    ),
+]
+StrategyOption = Annotated[
+    Optional[Strategy],
+    typer.Option(
+        "--strategy",
+        help="The whole model on each rank, or shards of it. Default: auto (what fits).",
+        rich_help_panel=RANKS,
+    ),
+]
+OffloadOption = Annotated[
+    Optional[Offload],
+    typer.Option(
+        "--offload",
+        help="Keep shards in host memory, or on disk. Default: none.",
+        rich_help_panel=RANKS,
+    ),
+]
+Hostfile = Annotated[
+    Optional[Path],
+    typer.Option(
+        help="Hosts to run on (`node1 slots=8` a line), through DeepSpeed's launcher.",
+        rich_help_panel=RANKS,
+    ),
+]
+NumNodes = Annotated[
+    Optional[int],
+    typer.Option(metavar="N", help="Only the first N of the hosts.", rich_help_panel=RANKS),
+]
+Bind = Annotated[
+    bool,
+    typer.Option("--bind", help="Pin each process to cores of its own.", rich_help_panel=RANKS),
+]
 Json = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]
 
 
@@ -223,6 +278,12 @@ def shared(
     batch_tokens: BatchTokens = None,
     on_error: OnErrorOption = None,
     config: Config = None,
+    devices: Devices = None,
+    strategy: StrategyOption = None,
+    offload: OffloadOption = None,
+    hostfile: Hostfile = None,
+    num_nodes: NumNodes = None,
+    bind: Bind = False,
 ) -> None:
     """What every run command takes, in the order of its help; a task's own come before output."""
 
@@ -233,7 +294,8 @@ def _start(task: str | None, given: dict[str, Any], chosen: dict[str, Any]) -> N
     configs, plan_only = given.pop("config"), given.pop("plan_only")
     options = parse_options(given.pop("option"))
     options |= {key: value for key, value in chosen.items() if value is not None}
-    given["batch_tokens"] = parse_batch_tokens(given["batch_tokens"])
+    for name in ("batch_tokens", "devices"):
+        given[name] = parse_auto(f"--{name.replace('_', '-')}", given[name])
     running.start(configs, {**given, "task": task, "options": options}, plan_only=plan_only)
 
 
@@ -255,10 +317,10 @@ def parse_options(pairs: list[str] | None) -> dict[str, Any]:
     return found
 
 
-def parse_batch_tokens(value: str | None) -> int | None:
+def parse_auto(flag: str, value: str | None) -> int | None:
     """A number, or None for `auto`. Raises `MgenError` for anything else."""
     if value is None or value == "auto":
         return None
     if not value.isdigit():
-        raise MgenError(f"--batch-tokens {value!r} is not a number", "give a number, or auto")
+        raise MgenError(f"{flag} {value!r} is not a number", "give a number, or auto")
     return int(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from enum import Enum
 from pathlib import Path
@@ -10,30 +11,56 @@ from typing import Any
 import typer
 from rich.console import Console
 
+from .. import launch
 from ..catalog import discover
 from ..config import RunConfig, make_config, read_config
-from ..job import Job
-from ..plan import Survey
-from ..run import Report, run
-from ..run import plan_only as make_plan_only
-from ..screen import ConsoleScreen, plan_lines, rows
+from ..errors import MgenError
+from ..run import Forecast, Report, run
+from ..run import plan_only as plan
+from ..screen import ConsoleScreen, Screen, counted, plan_lines, rows
 from ..storage import free_bytes
+from ..strategy import amount, describe
+from ..turns import PeerFailed
+from ..world import World
 
 
 def start(configs: list[Path] | None, flags: dict[str, Any], *, plan_only: bool) -> None:
-    """Run, or only plan; exit 130 or 143 when a signal ended it."""
+    """Run, or only plan; exit 130 or 143 when a signal ended it, 1 when rows are missing."""
     config = make_config(merged_values(configs, flags))
-    screen = ConsoleScreen(Console(stderr=True))
+    world = launch.join(os.environ)
+    if world is None and not plan_only:
+        start_ranks(config)
+    world = world or World(size=launch.devices(config.devices) if plan_only else 1)
+    launch.share_cores(world, os.environ)
     if plan_only:
-        show_plan(screen, config, *make_plan_only(config, discover()))
+        if world.rank == 0:
+            show_plan(config, plan(config, discover(), world=world))
         return
+    screen = ConsoleScreen(Console(stderr=True)) if world.rank == 0 else Screen()
     try:
-        report = run(config, discover(), screen)
+        report = run(config, discover(), screen, world=world)
+    except PeerFailed:
+        raise typer.Exit(1) from None
+    except MgenError as error:
+        if world.rank > 0:
+            error.what = f"{world}: {error.what}"
+        raise
     finally:
         screen.close()
-    show_end(screen, report)
+    if isinstance(screen, ConsoleScreen):
+        show_end(screen, report)
     if report.signal is not None:
         raise typer.Exit(130 if report.signal == signal.SIGINT else 143)
+    if world.rank == 0 and report.missing_batches:
+        raise typer.Exit(1)
+
+
+def start_ranks(config: RunConfig) -> None:
+    """Start what `--devices` and `--hostfile` ask for, and exit as they do; return for one rank."""
+    if config.hostfile is not None or (config.num_nodes or 1) > 1:
+        raise typer.Exit(launch.start_nodes(config.hostfile, config.num_nodes, config.devices))
+    if (count := launch.devices(config.devices)) > 1:
+        raise typer.Exit(launch.start_local(count, bind=config.bind))
 
 
 def merged_values(paths: list[Path] | None, flags: dict[str, Any]) -> dict[str, Any]:
@@ -53,20 +80,25 @@ def _plain(value: Any) -> Any:
     return value.value if isinstance(value, Enum) else value
 
 
-def show_plan(screen: ConsoleScreen, config: RunConfig, job: Job, plan: Survey) -> None:
-    """The plan, and what it would take on disk."""
-    for label, text in plan_lines(job, plan):
+def show_plan(config: RunConfig, forecast: Forecast) -> None:
+    """The plan, how it would be computed, and what it would take on disk."""
+    screen, total = ConsoleScreen(Console(stderr=True)), forecast.plan
+    for label, text in plan_lines(forecast.job, total):
         screen.say(label, text)
+    screen.say("longest", f"{total.longest:,} tokens")
+    screen.say("ranks", describe(forecast.decision, len(forecast.shares)))
+    for rank, share in enumerate(forecast.shares if len(forecast.shares) > 1 else ()):
+        batches = counted(share.batches, "batch", "batches")
+        screen.say("", f"rank {rank}: {batches}, {share.tokens:,} tokens computed")
     free = free_bytes(config.output)
-    screen.say("longest", f"{plan.longest:,} tokens")
-    screen.say("disk", f"about {size(plan.bytes)} of output, {size(free)} free")
+    screen.say("disk", f"about {amount(total.bytes)} of output, {amount(free)} free")
 
 
 def show_end(screen: ConsoleScreen, report: Report) -> None:
     """Rows done, rows set aside and where they are told, and what to type next."""
     if report.missing_batches:
         screen.say(
-            "stopped",
+            "stopped" if report.signal else "missing",
             f"{report.done:,} of {report.rows:,} rows are done in {report.folder}; "
             "the same command goes on from there",
         )
@@ -75,13 +107,3 @@ def show_end(screen: ConsoleScreen, report: Report) -> None:
     if report.failed:
         screen.say("set aside", f"{rows(report.failed)}, reasons in {report.folder / 'failed'}")
     screen.say("next", f"mgen merge {report.folder}")
-
-
-def size(count: int) -> str:
-    """Bytes in words: 1.5 GB."""
-    value = float(count)
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:,.0f} {unit}" if unit == "bytes" else f"{value:,.1f} {unit}"
-        value /= 1000
-    return f"{value:,.1f} TB"
