@@ -11,6 +11,7 @@ fill it, which takes longer than reading the slices; `deepspeed.initialize` is m
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import math
 import os
@@ -36,6 +37,7 @@ from .world import World
 
 TIMEOUT = timedelta(minutes=10)
 NOTHING = torch.empty(0)
+M_MMAP_THRESHOLD = -3  # of malloc.h
 
 
 # --------------------------------------------------------------------------- the ranks
@@ -217,6 +219,7 @@ class Shards:
         self.device = device
         self.offload = offload
         self.deepspeed = start_deepspeed(device)
+        return_memory()
         self.init = self.deepspeed.zero.Init(
             data_parallel_group=group.weights,
             dtype=torch.float32,
@@ -307,6 +310,16 @@ class Layers(nn.Module):
 
     def forward(self, call: Callable[[], Any]) -> Any:
         return call()
+
+
+def return_memory() -> None:
+    """Make glibc return a gathered layer's memory to the system when it is released.
+
+    It would keep it for later, in pieces that the next layer does not fit in: after a few passes
+    a process held most of the model.
+    """
+    with contextlib.suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**22)
 
 
 @contextlib.contextmanager

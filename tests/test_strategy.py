@@ -27,8 +27,11 @@ from mgen_core.strategy import (
     choose,
     describe,
     free_memory,
+    guess_width,
+    least,
     measure_model,
     this_machine,
+    weigh,
 )
 from mgen_core.units import units_of
 from mgen_core.weights import fill, match, parameters_on_meta
@@ -273,7 +276,7 @@ def test_zero3_as_asked_takes_all_ranks_where_a_host_has_one():
         ("replicate", "none", sized(60), gpus(24), "60.0 GB .* do not seem to fit on a device"),
         ("replicate", "none", sized(60), cpu(24), "do not seem to fit in 24.0 GB of free memory"),
         ("zero3", "none", sized(90), gpus(24), "though this does not seem to fit"),
-        ("auto", "cpu", sized(90), gpus(24, 32), "does not seem to fit 32.0 GB of free host"),
+        ("auto", "cpu", sized(90), gpus(24, 60), "does not seem to fit 60.0 GB of free host"),
         ("zero3", "nvme", sized(900), gpus(24), "which does not seem to fit"),
     ],
 )
@@ -415,6 +418,16 @@ def test_activations_grow_with_tokens_and_with_what_is_kept():
     assert activation_bytes(10, 100, 2, layers=3, outputs=7) == 100 * 2 * (10 * 23 + 7)
 
 
+def test_a_batch_is_weighed_by_what_the_task_needs():
+    backbone = Small(Model, width=4)
+    backbone.vocabulary = "ABC"
+    assert weigh(backbone, LAST, torch.bfloat16, 10)[1] == 10 * 2 * 4 * 21
+    assert weigh(backbone, Want(logits=True), torch.float32, 10)[1] == 10 * 4 * (4 * 20 + 3)
+    unknown = Small(no_config, weights=("org/name",), parameters=12 * 32 * 9)
+    assert guess_width(unknown.card.parameters) == 3
+    assert weigh(unknown, LAST, torch.float32, 10)[1] == 10 * 4 * 3 * 21
+
+
 # --------------------------------------------------------------------------- the machine
 
 
@@ -481,6 +494,10 @@ def test_the_machine(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (7 + device.index, 99))
     found = this_machine(SimpleNamespace(type="cuda", index=1))
     assert (found.device, found.memory) == ("cuda", 8)
+
+
+def test_the_least_of_several_machines():
+    assert least([Machine("cuda", 5, 9), Machine("cuda", 7, 8)]) == Machine("cuda", 5, 8)
 
 
 def test_amounts():

@@ -172,7 +172,7 @@ def plan(model: dict[str, Any], machine: Machine, ranks: int) -> dict[str, Any]:
     try:
         chosen = choose(model["size"], model["batch_bytes"], machine, [""] * ranks)
     except MgenError as error:
-        why = f"{ranks} ranks: {error.what}; try: {error.hint}"
+        why = f"{ranks} rank{'s' * (ranks > 1)}: {error.what}; try: {error.hint}"
         return {"ranks": ranks, "fits": False, "why": why}
     return {
         "ranks": ranks,

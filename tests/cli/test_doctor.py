@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from mgen_core import MgenError, PluginError, WeightsError
 from mgen_core.catalog import Catalog, Plugin, discover
-from mgen_core.cli.doctor import doctor, machine_lines
-from mgen_core.strategy import Machine
+from mgen_core.cli.doctor import doctor, machine_lines, plan
+from mgen_core.strategy import Machine, ModelSize
 
 GB = 10**9
 app = typer.Typer()
@@ -137,6 +137,12 @@ def test_a_model_that_is_too_large(memory, monkeypatch):
     assert "try: --devices 1 maps the weights" in told[-1][1]
     found = json.loads(asked("-b", "esm2_15b", "--devices", 4, "--json"))
     assert [plan["fits"] for plan in found["model"]["plans"]] == [True, False]
+
+
+def test_a_model_that_no_number_of_gpus_holds():
+    size = ModelSize(GB, 4 * GB, 4 * GB, 2 * GB, 2 * GB)
+    found = plan({"size": size, "batch_bytes": GB}, Machine("cuda", 3 * GB, 99 * GB), 1)
+    assert found["fits"] is False and found["why"].startswith("1 rank: 4.0 GB of parameters")
 
 
 def test_a_model_of_which_nothing_is_known(memory):
