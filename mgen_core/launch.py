@@ -18,6 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
@@ -25,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import MgenError
+from .ranks import TOGETHER
 from .world import World
 
 LAUNCHER, PARENT = "MGEN_LAUNCHER", "MGEN_PARENT"
@@ -33,6 +35,7 @@ HERE = "127.0.0.1"
 DEFAULT_PORT = "29500"
 MODULE = "mgen_core"
 PAUSE_S = 0.05
+GRACE_S = 10.0  # for the rest of a group that has lost a rank
 
 
 # --- joining ---
@@ -432,6 +435,12 @@ def start_local(count: int, *, bind: bool = False, command: Sequence[str] | None
             code = ranks[rank].returncode
             if code < 0 and not (told.signals and -code in _PASSED.values()):
                 _say(f"rank {rank} (process {ranks[rank].pid}) was killed by {_signal(-code)}")
+                if rank == 0:  # which tells it otherwise
+                    _say("  try: when the others are through, start the same command again")
+            if code == TOGETHER:  # a rank may be frozen: it does not end with its group
+                timer = threading.Timer(GRACE_S, _kill, [ranks])
+                timer.daemon = True
+                timer.start()
 
         _wait(ranks, told, pass_on, ended)
     return _exit_code([rank.returncode for rank in ranks], told.signals)
@@ -541,7 +550,13 @@ def _wait(
 def _exit_code(codes: Sequence[int], signals: Sequence[int]) -> int:
     if signals:
         return 128 + signals[0]
-    return next((code for code in codes if code > 0), int(any(codes)))
+    return next((code for code in codes if code > 0 and code != TOGETHER), int(any(codes)))
+
+
+def _kill(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
 
 
 def _signal(number: int) -> str:

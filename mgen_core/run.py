@@ -29,7 +29,7 @@ from .ranks import Ranks
 from .record import begun_with, identify, record, reopen
 from .screen import Screen
 from .stop import Stop, stoppable
-from .strategy import MAPPED, Decision, Machine, choose, least, this_machine, weigh
+from .strategy import MAPPED, Decision, Machine, choose, least, stored_bytes, this_machine, weigh
 from .turns import Lost, Pass, Turns
 from .world import World
 
@@ -92,19 +92,22 @@ def run(
             placement, settings = settle(job, world)
             identity = identify(job, settings, placement)
             begun = reopen(config, identity) if ranks.leads else None
+            ranks.at("planning")
             plan, failures = make_plan(job, settings, screen, stop)
             ranks.compare({**identity, "plan": plan.digest})
             decision = decide(job, placement, plan, ranks)
             screen.decided(decision, world)
+            ranks.at("loading the model")
             engine = load(job, placement, plan, decision, ranks, screen)
             ranks.exchange("loaded")
             if ranks.leads:
                 record(job, identity, plan, failures, begun)
+                lock.share()
             manifest, missing = begin(config, ranks)
-        if ranks.leads and world.size > 1:
-            lock.share()
-        if not ranks.leads:
-            lock = held.enter_context(storage.lock(config.output / manifests.LOCK, shared=True))
+            if not ranks.leads:
+                lock = held.enter_context(storage.lock(config.output / manifests.LOCK, shared=True))
+            ranks.exchange("locked")
+            ranks.at("computing its first batch")
         with keeping_step(decision, ranks):
             compute(job, settings, engine, manifest, missing, ranks, screen, stop)
         if ranks.leads:
@@ -217,13 +220,15 @@ def _check_plan(job: Job, total: Survey) -> None:
 
 def decide(job: Job, placement: Placement, plan: Survey, ranks: Ranks) -> Decision:
     """Replicated or sharded: rank 0 decides for all."""
-    if ranks.world.size == 1 and job.config.strategy == "auto" and placement.on_cpu:
-        return MAPPED  # whatever the model's size
-    told = ranks.exchange((ranks.world.host, this_machine(placement.device)))
+    machine = this_machine(placement.device)
+    alone = ranks.world.size == 1 and job.config.strategy == "auto" and placement.on_cpu
+    if alone and stored_bytes(job.backbone.options.weights) < machine.memory / 4:
+        return MAPPED  # nothing to choose, and no doubt: at most a copy in float32
+    told = ranks.exchange((ranks.world.host, machine))
     decision = None
     if ranks.leads:
         hosts = [host for host, _ in told]
-        machine = least([Machine(*machine) for _, machine in told])
+        machine = least([Machine(*offer) for _, offer in told])
         size, batch = weigh(job.backbone, job.task.needs, placement.dtype, plan.largest)
         decision = choose(size, batch, machine, hosts, job.config.strategy, job.config.offload)
     return Decision(*ranks.exchange(decision)[0])
@@ -275,7 +280,7 @@ def keeping_step(decision: Decision, ranks: Ranks) -> Iterator[None]:
         return
     from .zero3 import disconnect
 
-    ranks.watch()
+    ranks.watch(next(group for group in decision.groups if ranks.world.rank in group))
     try:
         yield
     except Lost as error:
@@ -315,7 +320,7 @@ def compute(
     with Behind(commit) as writer, contextlib.closing(ahead(passes())) as ready:
         for piece, columns in turns.run(ready, lambda: stop.signal is not None, writer.check):
             batch, work, *_ = piece.whole
-            ranks.at(f"after a pass of batch {batch.number}")
+            ranks.at(f"after batch {batch.number}")
             found.append(columns)
             passed += piece.last
             if passed == len(work.passes):

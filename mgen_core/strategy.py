@@ -212,6 +212,14 @@ def _units(
 # --------------------------------------------------------------------------- the machine
 
 
+def stored_bytes(weights: Path | None) -> int:
+    """Bytes of the files of the weights."""
+    if weights is None:
+        return 0
+    files = [weights] if weights.is_file() else weights.iterdir()
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
 def least(machines: Sequence[Machine]) -> Machine:
     """What every one of them has to offer."""
     return Machine(*(min(numbers) for numbers in zip(*machines)))

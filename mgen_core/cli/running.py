@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from .. import launch
 from ..catalog import discover
 from ..config import RunConfig, make_config, read_config
 from ..errors import MgenError
+from ..ranks import TOGETHER
 from ..run import Forecast, Report, run
 from ..run import plan_only as plan
 from ..screen import ConsoleScreen, Screen, counted, plan_lines, rows
@@ -28,7 +30,10 @@ def start(configs: list[Path] | None, flags: dict[str, Any], *, plan_only: bool)
     """Run, or only plan; exit 130 or 143 when a signal ended it, 1 when rows are missing."""
     config = make_config(merged_values(configs, flags))
     world = launch.join(os.environ)
-    if world is None and not plan_only:
+    # A shell that srun gave is a rank of its own; --devices there starts some below it.
+    ours = os.environ.get(launch.LAUNCHER) == launch.LOCAL
+    alone = world is None or (world.size == 1 and config.devices is not None and not ours)
+    if alone and not plan_only:
         start_ranks(config)
     world = world or World(size=launch.devices(config.devices) if plan_only else 1)
     launch.share_cores(world, os.environ)
@@ -40,10 +45,14 @@ def start(configs: list[Path] | None, flags: dict[str, Any], *, plan_only: bool)
     try:
         report = run(config, discover(), screen, world=world)
     except PeerFailed:
-        raise typer.Exit(1) from None
+        raise typer.Exit(TOGETHER if ours else 1) from None
     except MgenError as error:
         if world.rank > 0:
             error.what = f"{world}: {error.what}"
+        raise
+    except Exception:
+        if world.rank > 0:
+            sys.stderr.write(f"error: {world}:\n")
         raise
     finally:
         screen.close()
