@@ -59,5 +59,5 @@ def types(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """The benchmarks that are named: `nox -s bench -- genbio`."""
     install(session, "tests")
-    for name in session.posargs or session.error("name one: genbio, loading"):
+    for name in session.posargs or session.error("name one: genbio, loading, zero3"):
         session.run("python", f"bench/{name}.py")

@@ -30,7 +30,7 @@ from .record import begun_with, identify, record, reopen
 from .screen import Screen
 from .stop import Stop, stoppable
 from .strategy import MAPPED, Decision, Machine, choose, least, stored_bytes, this_machine, weigh
-from .turns import Lost, Pass, Turns
+from .turns import Lost, Pass, Piece, Turns
 from .world import World
 
 if TYPE_CHECKING:
@@ -318,7 +318,9 @@ def compute(
     found: list[Columns] = []
     start, passed = time.perf_counter(), 0
     with Behind(commit) as writer, contextlib.closing(ahead(passes())) as ready:
-        for piece, columns in turns.run(ready, lambda: stop.signal is not None, writer.check):
+
+        def use(piece: Piece, columns: Columns) -> None:
+            nonlocal found, start, passed
             batch, work, *_ = piece.whole
             ranks.at(f"after batch {batch.number}")
             found.append(columns)
@@ -328,6 +330,8 @@ def compute(
                 seconds = time.perf_counter() - start
                 writer.put(Computed(batch, host, seconds, turns.limit))
                 found, start, passed = [], time.perf_counter(), 0
+
+        turns.run(ready, use, lambda: stop.signal is not None, writer.check)
 
 
 def wait(manifest: Manifest, lock: storage.Lock, ranks: Ranks, screen: Screen) -> None:

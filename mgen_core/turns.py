@@ -36,10 +36,10 @@ class Turn(NamedTuple):
     - `failed`: something else went wrong.
     """
 
-    more: int = 0
-    stop: int = 0
+    more: bool = False
+    stop: bool = False
     memory: int = 0
-    failed: int = 0
+    failed: bool = False
 
 
 class OutOfMemory(Exception):
@@ -98,10 +98,11 @@ class Turns:
     def run(
         self,
         passes: Iterable[Pass],
+        use: Callable[[Piece, Columns], None],
         stopped: Callable[[], bool] = lambda: False,
         check: Callable[[], None] = lambda: None,
-    ) -> Iterator[tuple[Piece, Columns]]:
-        """Each piece with its columns, once the group has agreed on them.
+    ) -> None:
+        """Compute the passes; `use` gets each piece with its columns, once the group agreed.
 
         `check` raises what went wrong elsewhere in this process. Raises what went wrong in it,
         `PeerFailed` when that was another, and `RunError` when the memory does not suffice for a
@@ -109,25 +110,31 @@ class Turns:
         """
         source = Peekable(passes)
         pieces: deque[Piece] = deque()
+        error: Exception | None = None
         while True:
+            memory, more = 0, False
             columns: Columns | None = None
-            error: Exception | None = None
-            memory = 0
             try:
                 check()
                 if not pieces and source.more():
                     pieces.extend(self._pieces(next(source)))
-                columns = self._compute(pieces[0] if pieces else None)
+            except Exception as caught:
+                error = error or caught
+            # Whatever went wrong here before, the group counts on this rank for the pass.
+            try:
+                if pieces and error is None:
+                    columns = self.engine.forward(pieces[0].rows, pieces[0].inputs)
+                else:
+                    self.engine.idle()
                 more = len(pieces) > 1 or source.more()
             except OutOfMemory:
                 more, memory = True, pieces[0].tokens if pieces else 1
                 if not pieces or len(pieces[0].rows) == 1:
-                    memory, error = 0, too_long(pieces[0] if pieces else None)
+                    error = error or too_long(pieces[0] if pieces else None)
             except Exception as caught:
-                more, error = False, caught
-            turn = self.engine.agree(
-                Turn(int(more), int(stopped()), memory, int(error is not None))
-            )
+                error = error or caught
+            failed = error is not None
+            turn = self.engine.agree(Turn(more, stopped(), memory, failed))
             if error is not None:
                 raise error
             if turn.failed:
@@ -136,16 +143,16 @@ class Turns:
                 self._learn(turn.memory // 2)
                 pieces = deque(part for piece in pieces for part in self._split(piece))
                 continue
-            if pieces and columns is not None:
-                yield pieces.popleft(), columns
-            if turn.stop or not turn.more:
+            last = turn.stop or not turn.more
+            if columns is not None:
+                try:
+                    use(pieces.popleft(), columns)
+                except Exception as caught:
+                    if last:
+                        raise
+                    error = caught  # the group hears of it in the next turn
+            if last:
                 return
-
-    def _compute(self, piece: Piece | None) -> Columns | None:
-        if piece is None:
-            self.engine.idle()
-            return None
-        return self.engine.forward(piece.rows, piece.inputs)
 
     def _learn(self, limit: int) -> None:
         if self.limit is None or limit < self.limit:

@@ -1,7 +1,8 @@
 """Forward passes in turns: what is learned of the memory, and groups that keep step."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -61,6 +62,18 @@ class Together:
     def member(self, place: int, memory: int) -> Device:
         device = Device(memory)
 
+        def gather(pass_: Callable[..., Any]) -> Callable[..., Any]:
+            """A pass is one of all ranks: it waits for those of the others."""
+
+            def gathered(*args: Any) -> Any:
+                self.barrier.wait()
+                return pass_(*args)
+
+            return gathered
+
+        device.forward = gather(device.forward)  # type: ignore[method-assign]
+        device.idle = gather(device.idle)  # type: ignore[method-assign]
+
         def agree(turn: Turn) -> Turn:
             self.told[place] = turn
             self.barrier.wait()
@@ -73,7 +86,7 @@ class Together:
         return device
 
 
-def run_group(shares, memories, break_at=None):
+def run_group(shares, memories, break_at=None, fail_at=None):
     """What each rank computed, or raised; and the turns that the group took."""
     group = Together(len(shares))
     devices = [group.member(place, memory) for place, memory in enumerate(memories)]
@@ -84,11 +97,15 @@ def run_group(shares, memories, break_at=None):
             if break_at == (place, len(devices[place].ran)):
                 raise MgenError("disk full")
 
+        def use(place: int, columns: Any) -> None:
+            if fail_at == (place, len(devices[place].ran)):
+                raise MgenError("no such column")
+            found.extend(columns["index"])
+
         turns = Turns(devices[place], lambda rows: rows, cost)
-        found = []
+        found: list[int] = []
         try:
-            for _, columns in turns.run(passes(shares[place]), check=check):
-                found += columns["index"]
+            turns.run(passes(shares[place]), lambda _, columns: use(place, columns), check=check)
             ends[place] = found
         except Exception as error:
             ends[place] = error
@@ -110,7 +127,8 @@ def test_every_row_is_computed_once_in_order_whatever_the_memory(lengths, memory
     device, limits = Device(memory), []
     turns = Turns(device, lambda rows: rows, cost, limits.append)
     whole = passes(lengths)
-    found = [index for _, columns in turns.run(whole) for index in columns["index"]]
+    found: list[int] = []
+    turns.run(whole, lambda _, columns: found.extend(columns["index"]))
     assert found == [row.index for one in whole for row in one.rows]
     assert limits == sorted(limits, reverse=True)
     if turns.limit is not None:  # at most half of what failed was tried from then on
@@ -142,6 +160,14 @@ def test_an_error_of_one_ends_all_and_nothing_of_that_turn_is_kept():
     assert str(ends[1]) == "disk full"
 
 
+@pytest.mark.parametrize("turn", [1, 3])
+def test_what_cannot_be_used_ends_all_too(turn):
+    ends, _, _ = run_group([[[1], [1], [1]]] * 2, [100] * 2, fail_at=(0, turn))
+    assert str(ends[0]) == "no such column"
+    # After the last turn there is nothing left in which another could wait for it.
+    assert type(ends[1]) is (PeerFailed if turn == 1 else list)
+
+
 def test_a_row_too_large_for_one_rank_ends_all():
     ends, _, _ = run_group([[[50]], [[5], [5]]], [40, 40])
     assert "one row alone: row 0" in str(ends[0]) and type(ends[1]) is PeerFailed
@@ -155,7 +181,9 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_turn():
         device = group.member(place, 100)
         turns = Turns(device, lambda rows: rows, cost)
         stopped = lambda: place == 1 and len(device.ran) == 2  # noqa: E731
-        found[place] = [c["index"] for _, c in turns.run(passes([[1]] * 5), stopped)]
+        found[place] = []
+        use = lambda _, columns: found[place].append(columns["index"])  # noqa: E731
+        turns.run(passes([[1]] * 5), use, stopped)
 
     threads = [threading.Thread(target=work, args=(place,)) for place in range(2)]
     [thread.start() for thread in threads]
@@ -170,4 +198,4 @@ def test_what_the_producer_raises_comes_out():
 
     turns = Turns(Device(), lambda rows: rows, cost)
     with pytest.raises(MgenError, match="ends here"):
-        list(turns.run(broken()))
+        turns.run(broken(), lambda piece, columns: None)
