@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .api import Rows
 from .catalog import Catalog, discover
 from .config import make_config
-from .errors import InputError
+from .errors import InputError, MgenError
 from .merge import Selection
 from .merge import read as read_merged
 from .run import run
@@ -77,6 +77,11 @@ def run_task(
     with tempfile.TemporaryDirectory(prefix="mgen-") as temporary:
         folder = Path(output) if output is not None else Path(temporary) / "run"
         config = make_config({**values, "output": folder})
+        if (config.devices or 1) > 1 or config.hostfile is not None:
+            raise MgenError(
+                "a Python call is one process: it does not start others",
+                "run `mgen` with --devices or --hostfile, then mgen_core.read(its --output)",
+            )
         run(config, catalog, Screen(), rows=None if paths else MemoryRows(data))
         return read_merged(folder, catalog, Selection())
 

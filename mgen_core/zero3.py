@@ -15,6 +15,7 @@ import ctypes
 import logging
 import math
 import os
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
@@ -223,7 +224,6 @@ class Shards:
         self.init = self.deepspeed.zero.Init(
             data_parallel_group=group.weights,
             dtype=torch.float32,
-            remote_device=offload if offload != "none" else None,
         )
 
     def take(
@@ -254,7 +254,7 @@ class Shards:
     ) -> Tensor:
         """Numbers start..start+size of the tensors end to end, in `dtype`.
 
-        On a CPU it is the mapped file itself where nothing has to be changed.
+        On a CPU, and offloaded to disk, it is the mapped file where nothing has to be changed.
         """
         pieces, first = [], 0
         for key in keys:
@@ -264,16 +264,25 @@ class Shards:
                 pieces.append(checkpoint.flat(key, low, high))
             first += length
         whole = len(pieces) == 1 and len(pieces[0]) == size and pieces[0].dtype == dtype
-        if whole and self.device.type == "cpu":
+        if whole and (self.device.type == "cpu" or self.offload == "nvme"):
             return pieces[0]
-        offloaded = self.offload != "none"
-        place = torch.device("cpu") if offloaded else self.device
-        shard = torch.zeros(size, dtype=dtype, device=place, pin_memory=offloaded)
+        shard = self._room(size, dtype)
         first = 0
         for piece in pieces:
             shard[first : first + len(piece)].copy_(piece)
             first += len(piece)
         return shard
+
+    def _room(self, size: int, dtype: torch.dtype) -> Tensor:
+        """Memory for a slice where shards lie, zero."""
+        if self.offload == "none":
+            return torch.zeros(size, dtype=dtype, device=self.device)
+        if self.offload == "cpu":
+            return torch.zeros(size, dtype=dtype, pin_memory=self.device.type == "cuda")
+        # Where the file of the weights cannot be it: a file without a name, in TMPDIR.
+        with tempfile.NamedTemporaryFile() as file:
+            file.truncate(size * dtype.itemsize)
+            return torch.from_file(file.name, shared=True, size=size, dtype=dtype)
 
     def hand_over(self, order: Sequence[nn.Module]) -> Layers:
         """DeepSpeed's hooks on the units, which gather before and release after each."""

@@ -51,3 +51,9 @@ def test_what_cannot_be_read_is_named():
         mgen_core.embed([1, 2], backbone="toy", catalog=toy.catalog())
     with pytest.raises(MgenError, match="no backbone 'tyo'"):
         mgen_core.embed(TEXTS, backbone="tyo", catalog=toy.catalog())
+
+
+def test_a_call_is_one_process(tmp_path):
+    with pytest.raises(MgenError, match="one process") as caught:
+        mgen_core.embed(TEXTS, backbone="toy", catalog=toy.catalog(), devices=2)
+    assert "--devices" in caught.value.hint

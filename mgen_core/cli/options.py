@@ -208,7 +208,7 @@ OffloadOption = Annotated[
     Optional[Offload],
     typer.Option(
         "--offload",
-        help="Keep shards in host memory, or on disk. Default: none.",
+        help="Keep shards in host memory, or in the mapped file. Default: none.",
         rich_help_panel=RANKS,
     ),
 ]
