@@ -40,7 +40,9 @@ from mgen_core import launch
 from mgen_core.api import TaskCard
 from mgen_core.catalog import discover
 from mgen_core.checkpoint import open_checkpoint
+from mgen_core.cores import share_cores
 from mgen_core.engine import Engine, LocalEngine, Placement
+from mgen_core.join import join
 from mgen_core.ranks import Ranks
 
 GB = 1e9
@@ -206,9 +208,9 @@ def passes(folder: Path) -> None:
 
 def rank(folder: Path) -> None:
     """What each of the two ranks does; the first one tells."""
-    world = launch.join(os.environ)
+    world = join(os.environ)
     assert world is not None
-    launch.share_cores(world, os.environ)
+    share_cores(world, os.environ)
     import torch.distributed as dist
 
     from mgen_core.zero3 import Group, Zero3Engine, connect

@@ -21,7 +21,9 @@ from .background import Behind, ahead
 from .catalog import Catalog
 from .config import RunConfig
 from .errors import InputError, RunError
+from .footprint import stored_bytes, weigh
 from .job import AUTO_BATCH_TOKENS, Job, open_job
+from .machine import Machine, least, this_machine
 from .manifest import Manifest
 from .parts import Computed, stopped_by, write_parts
 from .plan import TOO_LONG, PlanSettings, Survey, deal, survey
@@ -29,7 +31,7 @@ from .ranks import Ranks
 from .record import begun_with, identify, record, reopen
 from .screen import Screen
 from .stop import Stop, stoppable
-from .strategy import MAPPED, Decision, Machine, choose, least, stored_bytes, this_machine, weigh
+from .strategy import MAPPED, Decision, choose
 from .turns import Lost, Pass, Piece, Turns
 from .world import World
 

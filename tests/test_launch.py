@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mgen_core import MgenError, launch
+from mgen_core import MgenError, cores, join, launch
 from mgen_core.world import World
 
 OPEN_MPI = {
@@ -84,12 +84,12 @@ def without(environ, *names):
 )
 def test_every_launcher_ends_in_the_same_variables(environ, expected):
     environ = dict(environ)
-    world = launch.join(environ)
+    world = join.join(environ)
     assert place(world) == expected
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     assert tuple(int(environ[name]) for name in names) == expected
     assert environ["MASTER_ADDR"] and int(environ["MASTER_PORT"]) > 0
-    assert launch.join(environ) == world, "joining twice is joining once"
+    assert join.join(environ) == world, "joining twice is joining once"
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_every_launcher_ends_in_the_same_variables(environ, expected):
 )
 def test_started_by_no_launcher(environ):
     before = dict(environ)
-    assert launch.join(environ) is None
+    assert join.join(environ) is None
     assert environ == before
 
 
@@ -111,7 +111,7 @@ def test_slurm_ranks_meet_on_the_first_host_and_each_step_on_its_own_port():
     first, other, next_step = dict(SLURM), SLURM | {"SLURM_PROCID": "0"}, dict(SLURM)
     next_step["SLURM_STEP_ID"] = "1"
     for environ in (first, other, next_step):
-        launch.join(environ)
+        join.join(environ)
     assert first["MASTER_ADDR"] == other["MASTER_ADDR"] == "node01"
     assert first["MASTER_PORT"] == other["MASTER_PORT"] != next_step["MASTER_PORT"]
     assert 20000 <= int(first["MASTER_PORT"]) < 60000
@@ -128,13 +128,13 @@ def test_slurm_ranks_meet_on_the_first_host_and_each_step_on_its_own_port():
     ],
 )
 def test_the_first_host_of_slurms_list(nodes, host):
-    assert launch.first_host(nodes) == host
+    assert join.first_host(nodes) == host
 
 
 @pytest.mark.parametrize("environ", [OPEN_MPI, MPICH, SLURM])
 def test_an_exported_meeting_point_is_kept(environ):
     environ = environ | {"MASTER_ADDR": "10.0.0.9", "MASTER_PORT": "4000"}
-    launch.join(environ)
+    join.join(environ)
     assert (environ["MASTER_ADDR"], environ["MASTER_PORT"]) == ("10.0.0.9", "4000")
 
 
@@ -142,7 +142,7 @@ def test_local_mpi_ranks_meet_without_being_told_where():
     one, two, other = dict(OPEN_MPI), dict(OPEN_MPI), OPEN_MPI | {"PMIX_NAMESPACE": "job 2"}
     two |= {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_LOCAL_RANK": "0"}
     for environ in (one, two, other):
-        launch.join(environ)
+        join.join(environ)
     assert one["MASTER_ADDR"] == two["MASTER_ADDR"] == "127.0.0.1"
     assert one["MASTER_PORT"] == two["MASTER_PORT"] != other["MASTER_PORT"]
 
@@ -175,7 +175,7 @@ def test_local_mpi_ranks_meet_without_being_told_where():
 )  # fmt: skip
 def test_an_incomplete_or_mixed_environment_is_told(environ, what, hint):
     with pytest.raises(MgenError) as caught:
-        launch.join(dict(environ))
+        join.join(dict(environ))
     assert what in caught.value.what
     assert hint in caught.value.hint
 
@@ -183,7 +183,7 @@ def test_an_incomplete_or_mixed_environment_is_told(environ, what, hint):
 def test_rank_0_of_mpi_names_its_own_host():
     environ = OPEN_MPI | {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "4"}
     with pytest.raises(MgenError) as caught:
-        launch.join(environ)
+        join.join(environ)
     assert f"MASTER_ADDR={World().host} " in caught.value.hint
 
 
@@ -192,7 +192,7 @@ def test_rank_0_of_mpi_names_its_own_host():
 # Each rank writes what it was told, and its cores, to a file of its own.
 REPORT = """
 import json, os, pathlib, sys, time
-from mgen_core.launch import join
+from mgen_core.join import join
 world = join(os.environ)
 names = ("MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
 told = {name: os.environ.get(name) for name in names}
@@ -221,7 +221,7 @@ def places(told):
 
 
 def test_local_ranks_find_each_other_and_share_the_cores(reports, monkeypatch):
-    monkeypatch.setattr(launch, "_cores", lambda: list(range(8)))
+    monkeypatch.setattr(launch, "usable_cores", lambda: list(range(8)))
     monkeypatch.setenv("MASTER_ADDR", "left.over")
     assert launch.start_local(3, command=child(REPORT)) == 0
     told = reports()
@@ -255,11 +255,11 @@ def test_bound_ranks_have_cores_of_their_own(reports):
 
 
 def test_slices_are_fair_and_none_is_empty():
-    cores = list(range(7))
-    slices = [launch._slice(cores, index, 3) for index in range(3)]
-    assert [core for share in slices for core in share] == cores
-    assert {len(cores) for cores in slices} == {2, 3}
-    assert [launch._slice([4, 5], index, 3) for index in range(3)] == [[4], [5], [4]]
+    seven = list(range(7))
+    slices = [cores.share_of(seven, index, 3) for index in range(3)]
+    assert [core for share in slices for core in share] == seven
+    assert {len(share) for share in slices} == {2, 3}
+    assert [cores.share_of([4, 5], index, 3) for index in range(3)] == [[4], [5], [4]]
 
 
 def test_the_command_is_mgens_own(monkeypatch, capfd):
@@ -316,7 +316,7 @@ time.sleep(60)
 def started(folder, call, patience=1):
     """The same as a user's process that calls `start_...`, once its two ranks are ready."""
     (folder / "ranks.py").write_text(REPORT + PATIENT.replace("PATIENCE", str(patience)))
-    code = "import sys\nfrom pathlib import Path\nfrom mgen_core import launch\n"
+    code = "import sys\nfrom pathlib import Path\nfrom mgen_core import cores, join, launch\n"
     code += f"launch.MODULE, sys.argv = 'ranks', ['mgen']\nsys.exit(launch.{call})"
     environ = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), os.getcwd()])}
     process = subprocess.Popen(
@@ -378,14 +378,14 @@ def test_ranks_end_with_a_killed_parent(reports, tmp_path):
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's end")
 def test_a_rank_whose_parent_is_gone_ends_before_it_starts():
     environ = os.environ | {"MGEN_LAUNCHER": "local", "MGEN_PARENT": "1"}
-    code = "import os\nfrom mgen_core.launch import join\njoin(os.environ)"
+    code = "import os\nfrom mgen_core.join import join\njoin(os.environ)"
     assert subprocess.run(child(code), env=environ).returncode == -signal.SIGTERM
 
 
 def test_ranks_of_torchrun_join(reports, tmp_path):
     script = tmp_path / "script.py"
-    code = "world = launch.join(os.environ)\nlaunch.share_cores(world, os.environ)\n"
-    script.write_text(f"import os\nfrom mgen_core import launch\n{code}{REPORT}")
+    code = "world = join.join(os.environ)\ncores.share_cores(world, os.environ)\n"
+    script.write_text(f"import os\nfrom mgen_core import cores, join, launch\n{code}{REPORT}")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     subprocess.run(
         [*launcher, "--nproc-per-node=2", script],
@@ -415,19 +415,19 @@ def test_ranks_of_torchrun_join(reports, tmp_path):
     ],
 )
 def test_ranks_of_a_host_share_its_cores(environ, world, threads, monkeypatch):
-    monkeypatch.setattr(launch, "_cores", lambda: list(range(16)))
+    monkeypatch.setattr(cores, "usable_cores", lambda: list(range(16)))
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.delitem(sys.modules, "torch")
     environ = dict(environ)
-    launch.share_cores(world, environ)
+    cores.share_cores(world, environ)
     assert environ.get("OMP_NUM_THREADS") == threads
 
 
 def test_torch_that_is_imported_already_hears_of_its_share():
     code = (
-        "import os, torch\nfrom mgen_core import launch\nfrom mgen_core.world import World\n"
-        "launch._cores = lambda: [0, 1, 2, 3, 4, 5]\n"
-        "launch.share_cores(World(size=2, local_size=2), {})\nprint(torch.get_num_threads())"
+        "import torch\nfrom mgen_core import cores\nfrom mgen_core.world import World\n"
+        "cores.usable_cores = lambda: [0, 1, 2, 3, 4, 5]\n"
+        "cores.share_cores(World(size=2, local_size=2), {})\nprint(torch.get_num_threads())"
     )
     assert subprocess.check_output(child(code), text=True) == "3\n"
 
@@ -441,7 +441,7 @@ def test_devices_are_those_asked_for_or_one(monkeypatch):
 
 
 def test_launching_imports_no_torch():
-    code = "import sys\nfrom mgen_core import launch\nlaunch.join({})\n"
+    code = "import sys\nfrom mgen_core import cores, join, launch\njoin.join({})\n"
     code += "print({'torch', 'deepspeed'} & set(sys.modules))"
     assert subprocess.check_output(child(code), text=True) == "set()\n"
 

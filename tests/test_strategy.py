@@ -17,22 +17,9 @@ from mgen_core import Backbone, BackboneCard, BackboneOptions, MgenError, Want, 
 from mgen_core.api import open_backbone
 from mgen_core.catalog import discover
 from mgen_core.checkpoint import open_checkpoint
-from mgen_core.strategy import (
-    USABLE,
-    Decision,
-    Machine,
-    ModelSize,
-    activation_bytes,
-    amount,
-    choose,
-    describe,
-    free_memory,
-    guess_width,
-    least,
-    measure_model,
-    this_machine,
-    weigh,
-)
+from mgen_core.footprint import ModelSize, activation_bytes, guess_width, measure_model, weigh
+from mgen_core.machine import Machine, amount, free_memory, least, this_machine
+from mgen_core.strategy import USABLE, Decision, choose, describe
 from mgen_core.units import units_of
 from mgen_core.weights import fill, match, parameters_on_meta
 

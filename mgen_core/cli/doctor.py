@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..api import Backbone, BackboneCard
     from ..catalog import Catalog
     from ..engine import Placement
-    from ..strategy import Machine
+    from ..machine import Machine
 
 Devices = Annotated[
     Optional[int],
@@ -37,7 +37,7 @@ def doctor(
 
     from ..catalog import discover
     from ..engine import place
-    from ..strategy import this_machine
+    from ..machine import this_machine
 
     catalog = discover()
     placement = place(precision.value if precision else "auto")
@@ -85,7 +85,7 @@ def about_machine(machine: Machine, catalog: Catalog) -> dict[str, Any]:
 
 def machine_lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """The machine in words: label and text of each line."""
-    from ..strategy import amount
+    from ..machine import amount
 
     yield "mgen", f"{found['mgen']}, Python {found['python']}, torch {found['torch']}"
     cores = f"{found['cores']} cores, " if found["cores"] else ""
@@ -122,9 +122,9 @@ def about_model(
     """
     from ..api import BackboneCard, Want
     from ..errors import WeightsError
+    from ..footprint import weigh
     from ..hub import locate
     from ..job import AUTO_BATCH_TOKENS
-    from ..strategy import weigh
 
     card = catalog.find(BackboneCard, name)
     path = locate(weights, card, None, download=False)
@@ -185,7 +185,7 @@ def plan(model: dict[str, Any], machine: Machine, ranks: int) -> dict[str, Any]:
 
 def model_lines(model: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """The model in words: label and text of each line."""
-    from ..strategy import amount
+    from ..machine import amount
 
     size = model["size"]
     about = "of unknown size"

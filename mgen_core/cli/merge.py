@@ -34,10 +34,10 @@ def merge(
 ) -> None:
     """One file of a run: every row once, in input order."""
     from ..catalog import discover
+    from ..machine import amount
     from ..merge import Selection
     from ..merge import merge as merge_run
     from ..screen import rows
-    from ..strategy import amount
 
     chosen = o.split_list(columns)
     selection = Selection(tuple(chosen) if chosen else None, where, drop_failed, allow_missing)

@@ -15,13 +15,16 @@ from rich.console import Console
 from .. import launch
 from ..catalog import discover
 from ..config import RunConfig, make_config, read_config
+from ..cores import share_cores
 from ..errors import MgenError
+from ..join import LAUNCHER, LOCAL, join
+from ..machine import amount
 from ..ranks import TOGETHER
 from ..run import Forecast, Report, run
 from ..run import plan_only as plan
 from ..screen import ConsoleScreen, Screen, counted, plan_lines, rows
 from ..storage import free_bytes
-from ..strategy import amount, describe
+from ..strategy import describe
 from ..turns import PeerFailed
 from ..world import World
 
@@ -29,14 +32,14 @@ from ..world import World
 def start(configs: list[Path] | None, flags: dict[str, Any], *, plan_only: bool) -> None:
     """Run, or only plan; exit 130 or 143 when a signal ended it, 1 when rows are missing."""
     config = make_config(merged_values(configs, flags))
-    world = launch.join(os.environ)
+    world = join(os.environ)
     # A shell that srun gave is a rank of its own; --devices there starts some below it.
-    ours = os.environ.get(launch.LAUNCHER) == launch.LOCAL
+    ours = os.environ.get(LAUNCHER) == LOCAL
     alone = world is None or (world.size == 1 and config.devices is not None and not ours)
     if alone and not plan_only:
         start_ranks(config)
     world = world or World(size=launch.devices(config.devices) if plan_only else 1)
-    launch.share_cores(world, os.environ)
+    share_cores(world, os.environ)
     if plan_only:
         if world.rank == 0:
             show_plan(config, plan(config, discover(), world=world))

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from mgen_core import MgenError, PluginError, WeightsError
 from mgen_core.catalog import Catalog, Plugin, discover
 from mgen_core.cli.doctor import doctor, machine_lines, plan
-from mgen_core.strategy import Machine, ModelSize
+from mgen_core.footprint import ModelSize
+from mgen_core.machine import Machine
 
 GB = 10**9
 app = typer.Typer()
@@ -40,7 +41,7 @@ def memory(monkeypatch):
 
     def set_memory(free, device="cpu"):
         machine = Machine(device, free, free)
-        monkeypatch.setattr("mgen_core.strategy.this_machine", lambda device: machine)
+        monkeypatch.setattr("mgen_core.machine.this_machine", lambda device: machine)
 
     return set_memory
 

@@ -156,7 +156,9 @@ def test_a_hostfile_on_one_host(hosts, proteins, tmp_path, strategy, told):
     """pdsh starts a shell without any of our variables; DeepSpeed passes on those in a file."""
     words, digest = proteins
     (tmp_path / "hosts").write_text("node1 slots=2\nnode2 slots=2\n")
-    passed = "".join(f"{name}={ENVIRON[name]}\n" for name in ("OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME"))
+    passed = "".join(
+        f"{name}={ENVIRON[name]}\n" for name in ("OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME")
+    )
     (tmp_path / ".deepspeed_env").write_text(passed)
     words = [*words, "--strategy", strategy, "--output", "run", "--hostfile", "hosts"]
     environ = {name: ENVIRON[name] for name in ("HOME", "PATH")}

@@ -1,6 +1,9 @@
-"""A throw-away plugin whose model fails on one rank, in the place and way that FAULT says."""
+"""Models, and a throw-away plugin: its model fails on one rank, where and how FAULT says."""
+
+import os
 
 import pytest
+from ranks.models import Models
 
 METADATA = "Metadata-Version: 2.1\nName: mgen-faults\nVersion: 0.1\n"
 ENTRY_POINTS = "[mgen]\nfaults = mgen_faults\n"
@@ -81,4 +84,10 @@ def faults(tmp_path_factory):
     info.mkdir()
     (info / "METADATA").write_text(METADATA)
     (info / "entry_points.txt").write_text(ENTRY_POINTS)
-    return {"PYTHONPATH": str(site)}
+    others = os.environ.get("PYTHONPATH")
+    return {"PYTHONPATH": f"{site}{os.pathsep}{others}" if others else str(site)}
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory):
+    return Models(tmp_path_factory.mktemp("models"))

@@ -8,17 +8,14 @@ from pathlib import Path
 
 import torch
 from layouts import ESM2_SIZES, esm2_folder, write_layout
-
 from ranks.processes import lengths, run, sequences
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+ROOT = Path(__file__).parents[2]
+SHARED = ROOT.parent / "shared/data"
 
 
 def experts_folder(path: Path) -> Path:
-    """A mixture of experts as AIDO.Protein-16B is published, in sizes that no number of ranks divides.
-
-    Its batches are of a few tokens each, which visit different experts.
-    """
+    """A mixture of experts, named as in AIDO.Protein-16B, in sizes that ranks do not divide."""
     wide, inner, layers, experts = 20, 7, 3, 5
     shapes = {"embeddings.word_embeddings": (128, wide), "encoder.ln": (wide,)}
     for layer in range(layers):
@@ -82,6 +79,7 @@ class Models:
         return ("embed", data, "--backbone", "aido_dna_dummy", *pools, "--batch-tokens", 512)
 
     def _experts(self) -> tuple[object, ...]:
+        # A few tokens each: batches visit different experts.
         data = sequences(self.folder / "short.faa", "protein", lengths(50, 1, 9))
         weights = experts_folder(self.folder / "experts")
         return ("embed", data, "--backbone", "aido_protein_16b", "--weights", weights, "--pool",
@@ -95,6 +93,6 @@ class Models:
                 "--batch-tokens", 256)  # fmt: skip
 
     def _antiberty(self) -> tuple[object, ...]:
-        data = EXAMPLES / "antibodies.csv"
+        data = ROOT / "examples/antibodies.csv"
         return ("embed", data, "--backbone", "antiberty", "--pool", "tokens",
                 "--batch-tokens", 256)  # fmt: skip

@@ -78,7 +78,8 @@ class Started:
             _, said = self.process.communicate(timeout=within)
         except subprocess.TimeoutExpired:
             states = {rank: process.status() for rank, process in self.ranks().items()}
-            self.clear()
+            for process in processes(self.output):
+                process.kill()
             _, said = self.process.communicate()
             raise AssertionError(f"hangs after {within:.0f} s, ranks {states}: {said}") from None
         return Ended(self.process.returncode, said, time.monotonic() - began)
@@ -100,11 +101,12 @@ class Started:
             assert time.monotonic() - self.began < PATIENCE_S, "not reached"
             time.sleep(0.005)
 
-    def clear(self) -> None:
-        """Leave no process behind."""
+    def kill(self) -> None:
+        """SIGKILL to the command and all its ranks, as good as at once."""
         for process in [*processes(self.output)]:
             with contextlib.suppress(psutil.Error):
                 process.kill()
+        self.end()
 
 
 def processes(output: Path) -> Iterator[psutil.Process]:

@@ -1,0 +1,88 @@
+"""A rank that is killed or frozen: nobody waits for it, and the user hears which it was."""
+
+import re
+
+import pytest
+from ranks.processes import digest, lengths, parts_done, run, sequences, start
+
+SOON_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory, faults):
+    """A command, and what it comes to."""
+    folder = tmp_path_factory.mktemp("lost")
+    data = sequences(folder / "genes.fna", "dna", lengths(100, 20, 200))
+    words = ("embed", data, "--backbone", "faulty", "--pool", "tokens", "--batch-tokens", 250)
+    run(*words, output=folder / "whole", **faults)
+    assert parts_done(folder / "whole") > 60
+    return words, digest(folder / "whole")
+
+
+def lose(words, output, faults, rank, strategy, signal="SIGKILL", **more):
+    """Start three ranks, of which one is lost in the midst of a layer; how they ended, and when."""
+    fault = f"rank={rank} place=layer kind={signal} after=5"
+    started = start(*words, output=output, devices=3, strategy=strategy, **faults, FAULT=fault,
+                    PAUSE="0.1", **more)  # fmt: skip
+    before = parts_done(output)
+    started.until(lambda: parts_done(output) > before)
+    return started.end(within=SOON_S)
+
+
+def test_a_sharded_run_ends_when_a_rank_is_killed_and_can_go_on(job, tmp_path, faults):
+    words, expected = job
+    output = tmp_path / "run"
+    for rank in (0, 2):
+        ended = lose(words, output, faults, rank, "zero3")
+        assert ended.code == 1
+        (error,) = ended.errors
+        assert set(re.findall(r"rank (\d)", error.partition(": ")[2])) == {str(rank)}, ended.said
+        assert "go on" in ended.said or "goes on" in ended.said
+        assert "Traceback" not in ended.said
+    run(*words, output=output, devices=3, strategy="zero3", **faults)
+    assert digest(output) == expected
+
+
+def test_replicated_ranks_go_on_when_one_is_killed(job, tmp_path, faults):
+    words, expected = job
+    output = tmp_path / "run"
+    for rank in (0, 1):
+        before = [parts_done(output, other) for other in range(3)]
+        ended = lose(words, output, faults, rank, "replicate")
+        assert ended.code == 1
+        assert f"rank {rank} (process " in ended.said and "SIGKILL" in ended.said
+        assert "the same command" in ended.said
+        gained = [parts_done(output, other) - before[other] for other in range(3)]
+        assert gained[rank] <= 5 < min(gained[other] for other in range(3) if other != rank)
+    run(*words, output=output, devices=3, strategy="replicate", **faults)
+    assert digest(output) == expected
+
+
+def test_a_frozen_rank_ends_a_sharded_run(job, tmp_path, faults):
+    words, _ = job
+    output = tmp_path / "run"
+    ended = lose(words, output, faults, 1, "zero3", "SIGSTOP", MGEN_SILENT_SECONDS="6")
+    assert ended.code == 1
+    (error,) = ended.errors
+    assert re.search(r"rank 1 on \S+ is silent for \d+ s, last .*batch \d+", error)
+
+
+@pytest.mark.parametrize("strategy", ["replicate", "zero3"])
+def test_a_disk_that_fails_on_one_rank_only(job, tmp_path, faults, strategy):
+    words, expected = job
+    output = tmp_path / "run"
+    # A run that was begun, with a file where the parts of rank 1 are to lie.
+    fault = "rank=0 place=layer kind=SIGKILL after=5"
+    assert start(*words, output=output, **faults, FAULT=fault).end().code == -9
+    (output / "parts/rank-00001").write_text("")
+    ended = start(*words, output=output, devices=3, strategy=strategy, **faults).end()
+    assert ended.code == 1
+    (error,) = ended.errors
+    assert error.startswith("error: rank 1 on ") and "rank-00001" in error
+    assert "Traceback" not in ended.said
+    assert parts_done(output, rank=1) == 0
+    if strategy == "replicate":
+        assert min(parts_done(output, rank) for rank in (0, 2)) > 20, "the others did their share"
+    (output / "parts/rank-00001").unlink()
+    run(*words, output=output, devices=3, strategy=strategy, **faults)
+    assert digest(output) == expected
