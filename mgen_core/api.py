@@ -143,11 +143,14 @@ class Activations:
       for the last layer.
     - `mask`: (B, L) bool, True at residues: no padding, no special tokens.
     - `logits`: (B, L, V) over `Backbone.vocabulary`, when wanted.
+    - `tokens`: (B, L) bool, True at every token that is not padding, special ones too; None where
+      there are no special ones.
     """
 
     hidden: Mapping[int, Tensor] | Tensor
     mask: Tensor
     logits: Tensor | None = None
+    tokens: Tensor | None = None
 
     def layer(self, number: int) -> Tensor:
         """The hidden state (B, L, H) of one layer of `Want.layers`."""
@@ -331,16 +334,25 @@ class Ragged:
 class Task:
     """Turns activations into columns. It never sees ranks, files or padding rules.
 
-    `needs` says what the forward pass must keep; `metadata` travels into the file's schema.
+    `needs` says what the forward pass must keep; `metadata` travels into the file's schema. `head`
+    is what `build` gave, once the core has filled it.
     """
 
     needs: Want = Want()
     metadata: Mapping[str, str] = NOTHING
+    head: nn.Module | None = None
 
     def __init__(self, card: TaskCard, options: TaskOptions, backbone: Backbone) -> None:
         self.card = card
         self.options = options
         self.backbone = backbone
+
+    def build(self) -> nn.Module | None:
+        """The task's own module, empty; the core fills it from the fine-tuned checkpoint.
+
+        Its parameters have the names that the checkpoint has for the head. None: no head.
+        """
+        return None
 
     def columns(self, activations: Activations, rows: Sequence[Row]) -> Columns:
         """Named columns, one entry per row, in the order of `rows`.

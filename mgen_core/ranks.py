@@ -22,6 +22,9 @@ from .world import World
 
 AGAIN = "start the same command again: it goes on from here"
 
+LOOK_S, HEARD_S = 0.02, 5.0
+"""How often a rank looks whether the others have spoken, and how long rank 0 waits for ears."""
+
 TOGETHER = 70
 """Exit code of a rank that ends because another did: our launcher then ends all."""
 
@@ -142,12 +145,24 @@ class Ranks:
         except (RuntimeError, OSError) as error:  # what a broken connection raises
             raise RunError("rank 0 is gone", AGAIN) from error
         errors = {rank: told["error"] for rank, told in enumerate(found) if "error" in told}
+        if errors:
+            self._until_heard()
         if errors and self.leads and 0 not in errors:
             rank, told = next(iter(errors.items()))
             raise RunError(f"rank {rank} on {told['host']}: {told['what']}", told["hint"])
         if errors:
             raise PeerFailed(next(iter(errors.values()))["what"])
         return [told["value"] for told in found]
+
+    def _until_heard(self) -> None:
+        """Rank 0 keeps the store, so it stays until the others know that the run ends."""
+        heard = [f"heard/{rank}" for rank in range(1, self.world.size)]
+        if not self.leads:
+            self.store.set(f"heard/{self.world.rank}", "")
+            return
+        began = time.monotonic()
+        while not self.store.check(heard) and time.monotonic() - began < HEARD_S:
+            time.sleep(LOOK_S)
 
     def _wait(self, key: str, rank: int) -> Any:
         began = time.monotonic()
@@ -161,5 +176,5 @@ class Ranks:
                 )
             if silent is not None and silent > SILENT_S:
                 raise RunError(f"rank {rank} has not been heard of for {silent:.0f} s", AGAIN)
-            time.sleep(0.02)
+            time.sleep(LOOK_S)
         return json.loads(self.store.get(key))

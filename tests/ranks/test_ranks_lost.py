@@ -15,7 +15,7 @@ def job(tmp_path_factory, faults):
     data = sequences(folder / "genes.fna", "dna", lengths(100, 20, 200))
     words = ("embed", data, "--backbone", "faulty", "--pool", "tokens", "--batch-tokens", 250)
     run(*words, output=folder / "whole", **faults)
-    assert parts_done(folder / "whole") > 60
+    assert parts_done(folder / "whole") >= 60
     return words, digest(folder / "whole")
 
 

@@ -133,7 +133,9 @@ class EncoderBackbone(Sequences):
             return unpack(stream, inputs["slots"], *mask.shape)
 
         hidden = {number: padded(stream) for number, stream in streams.items()}
-        return Activations(hidden, mask, None if logits is None else padded(logits))
+        return Activations(
+            hidden, mask, None if logits is None else padded(logits), inputs.get("real")
+        )
 
 
 def output_names(config: Config) -> tuple[str, ...]:

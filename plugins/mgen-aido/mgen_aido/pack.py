@@ -24,6 +24,7 @@ def pack(rows: Sequence[bytes], before: int = 0, after: int = 0) -> dict[str, An
     - `tokens`, `positions`: (T,) int64.
     - `spans`: the blocks of equal length, in stream order.
     - `mask`: (B, L) bool, True at residues: without the first `before` and last `after` tokens.
+    - `real`: (B, L) bool, True at tokens: not at padding.
     - `slots`: (T,) int64, where each token goes in B x L; None when the stream is in place.
     """
     lengths = [len(row) for row in rows]
@@ -40,6 +41,7 @@ def pack(rows: Sequence[bytes], before: int = 0, after: int = 0) -> dict[str, An
         "positions": positions,
         "spans": spans,
         "mask": (column >= before) & (column < length - after),
+        "real": column < length,
         "slots": None if len(spans) == 1 else starts.repeat_interleave(counts) + positions,
     }
 

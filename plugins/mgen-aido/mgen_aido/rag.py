@@ -121,7 +121,7 @@ class RagBackbone(EncoderBackbone):
         inputs["positions"] = torch.cat([lines[number].positions for number in order], dim=1)
         inputs["keep"], inputs["slots"] = torch.cat(keep), torch.cat(slots)
         queries = torch.tensor([line.query for line in lines])
-        inputs["mask"] = torch.arange(width) < queries[:, None]
+        inputs["mask"] = inputs["real"] = torch.arange(width) < queries[:, None]
         if structures:
             inputs["structure"] = {"numbers": torch.cat(structures), "places": torch.cat(places)}
         return inputs
