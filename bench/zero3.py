@@ -43,6 +43,7 @@ from mgen_core.checkpoint import open_checkpoint
 from mgen_core.cores import share_cores
 from mgen_core.engine import Engine, LocalEngine, Placement
 from mgen_core.join import join
+from mgen_core.origin import find_origin
 from mgen_core.ranks import Ranks
 
 GB = 1e9
@@ -222,10 +223,13 @@ def rank(folder: Path) -> None:
     backbone = opened(RNA, folder, fuse=False)
     card = catalog.find(TaskCard, "embed")
     task = card.load(card, card.options(), backbone)
+    origin = find_origin(folder, None, None)
     filler = [backbone.prepare(row) for row in rows("ACGT", [1])]
     engines: Mapping[str, Engine] = {
-        "whole": LocalEngine(backbone, task, placement),
-        "sharded": Zero3Engine(backbone, task, placement, Group([range(world.size)]), filler),
+        "whole": LocalEngine(backbone, task, placement, origin),
+        "sharded": Zero3Engine(
+            backbone, task, placement, origin, Group([range(world.size)]), filler
+        ),
     }
     checkpoint = open_checkpoint(folder)
     moved = sum(info.dtype.itemsize * size(info.shape) for info in checkpoint.keys.values()) / 2

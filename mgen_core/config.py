@@ -21,7 +21,9 @@ T = TypeVar("T")
 class RunConfig:
     """A run. Field names are the command line's, and the keys of a `--config` file.
 
-    `options` are the `--option key=value` of the backbone, the reader and the task together.
+    `ckpt` is a fine-tuned model's file, `weights` then those of its base; `lora` has r, alpha and
+    rslora of its training. `options` are the `--option key=value` of the backbone, the reader and
+    the task together.
     """
 
     task: str
@@ -30,6 +32,8 @@ class RunConfig:
     output: Path = Path("predictions")
     weights: str | None = None
     revision: str | None = None
+    ckpt: Path | None = None
+    lora: Mapping[str, Any] | None = None
     reader: str | None = None
     id_col: str | None = None
     x_col: str | None = None

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .api import Activations, Backbone, Column, Columns, Inputs, Ragged, Row, Task
-from .checkpoint import Checkpoint, open_checkpoint, seeded_checkpoint
+from .api import Activations, Backbone, Column, Columns, Inputs, Ragged, Row, Task, TaskCard
+from .checkpoint import Checkpoint, seeded_checkpoint
 from .columns import HostColumn
 from .config import Precision, StoredDtype
-from .errors import PluginError
+from .errors import PluginError, WeightsError
+from .origin import Origin
 from .turns import OutOfMemory, Turn
 from .weights import fill, parameters_on_meta
 
@@ -60,20 +60,42 @@ class Engine:
 
     module: nn.Module
 
-    def __init__(self, backbone: Backbone, task: Task, placement: Placement) -> None:
+    def __init__(
+        self, backbone: Backbone, task: Task, placement: Placement, origin: Origin
+    ) -> None:
         self.backbone = backbone
         self.task = task
         self.placement = placement
         backbone.want = task.needs
         with parameters_on_meta():
             self.module = backbone.build()
+            head = task.build()
         self.parameters = sum(parameter.numel() for parameter in self.module.parameters())
-        self.checkpoint = _checkpoint(backbone, self.module)
+        if origin.backbone is None and origin.head is not None and self.parameters:
+            raise WeightsError(
+                f"{origin.head.path} holds no backbone, and {backbone.card.name} has no published "
+                "weights: it was trained on numbers that were drawn and not saved",
+                "these weights are lost: train again with save_peft_only: false",
+            )
+        self.checkpoint = origin.backbone or seeded_checkpoint(self.module, backbone.card.seed)
         self.load()
+        if head is not None:
+            self._fill_head(head, origin.head)
 
     def load(self) -> None:
         """Give the module its weights."""
         raise NotImplementedError
+
+    def _fill_head(self, head: nn.Module, checkpoint: Checkpoint | None) -> None:
+        """The task's own module, whole on every rank: it is small."""
+        if checkpoint is None:
+            raise WeightsError(
+                f"task {self.task.card.name} has a head, which only a fine-tuned model holds",
+                "give --ckpt model.ckpt",
+            )
+        device, dtype = self.placement.device, self.placement.dtype
+        fill(head, HeadNames(self.task.card), checkpoint, dtype=dtype, device=device)
+        self.task.head = head
 
     def run(self, rows: Sequence[Row], inputs: Inputs) -> Columns:
         """One forward pass and the task's columns of it; `inputs` are on the device."""
@@ -142,11 +164,16 @@ def is_out_of_memory(error: Exception) -> bool:
     )
 
 
-def _checkpoint(backbone: Backbone, module: nn.Module) -> Checkpoint:
-    path: Path | None = backbone.options.weights
-    if path is not None:
-        return open_checkpoint(path)
-    return seeded_checkpoint(module, backbone.card.seed)
+@dataclass(frozen=True)
+class HeadNames:
+    """Names of a head's parameters are those of its checkpoint."""
+
+    card: TaskCard
+    ignored: tuple[str, ...] = ()
+    keep_float32: tuple[str, ...] = ()
+
+    def sources(self, name: str, keys: Mapping[str, Any]) -> Sequence[str]:
+        return (name,)
 
 
 def _joined(found: Sequence[Columns]) -> Columns:

@@ -26,7 +26,7 @@ from .plan import Failure
 FORMAT = 1
 RECORD = "run.json"
 LOCK = "run.lock"
-DIGESTS = ("input", "weights")
+DIGESTS = ("input", "weights", "head")
 OURS = (RECORD, "parts", "done", "failed", LOCK)
 
 

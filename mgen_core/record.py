@@ -23,18 +23,19 @@ from .plan import PlanSettings, Survey
 
 if TYPE_CHECKING:
     from .engine import Placement
+    from .origin import Origin
 
 
-def identify(job: Job, settings: PlanSettings, placement: Placement) -> dict[str, Any]:
+def identify(
+    job: Job, settings: PlanSettings, placement: Placement, origin: Origin
+) -> dict[str, Any]:
     """What must be the same for the parts of two starts to be parts of one run."""
-    from .checkpoint import open_checkpoint  # torch starts here: a mistake is told before that
-
-    config, weights = job.config, job.backbone.options.weights
+    config = job.config
     return {
         "task": config.task,
         "backbone": config.backbone,
         "input": job.table.digest(),
-        "weights": open_checkpoint(weights).digest() if weights else job.backbone.card.seed,
+        **origin.digests(job.backbone.card.seed),
         "options": job.options,
         "writer": config.writer,
         "dtype": config.dtype,

@@ -37,6 +37,7 @@ from .world import World
 
 if TYPE_CHECKING:
     from .engine import Engine, Placement
+    from .origin import Origin
 
 ALONE = World()
 POLL_S = 0.5
@@ -92,7 +93,8 @@ def run(
             if ranks.leads:
                 lock = held.enter_context(folder_of(config))
             placement, settings = settle(job, world)
-            identity = identify(job, settings, placement)
+            origin = open_weights(job)
+            identity = identify(job, settings, placement, origin)
             begun = reopen(config, identity) if ranks.leads else None
             ranks.at("planning")
             plan, failures = make_plan(job, settings, screen, stop)
@@ -100,7 +102,7 @@ def run(
             decision = decide(job, placement, plan, ranks)
             screen.decided(decision, world)
             ranks.at("loading the model")
-            engine = load(job, placement, plan, decision, ranks, screen)
+            engine = load(job, placement, origin, plan, decision, ranks, screen)
             ranks.exchange("loaded")
             if ranks.leads:
                 record(job, identity, plan, failures, begun)
@@ -155,6 +157,13 @@ def settle(job: Job, world: World) -> tuple[Placement, PlanSettings]:
     if tokens is None:
         tokens = begun["batch_tokens"] if begun else AUTO_BATCH_TOKENS[placement.device.type]
     return placement, job.settings(tokens)
+
+
+def open_weights(job: Job) -> Origin:
+    """The weights, found and not read; raises `WeightsError` for what does not fit together."""
+    from .origin import find_origin
+
+    return find_origin(job.backbone.options.weights, job.config.ckpt, job.config.lora)
 
 
 @contextlib.contextmanager
@@ -239,6 +248,7 @@ def decide(job: Job, placement: Placement, plan: Survey, ranks: Ranks) -> Decisi
 def load(
     job: Job,
     placement: Placement,
+    origin: Origin,
     plan: Survey,
     decision: Decision,
     ranks: Ranks,
@@ -250,7 +260,7 @@ def load(
     start = time.perf_counter()
     engine: Engine
     if decision.strategy == "replicate":
-        engine = LocalEngine(job.backbone, job.task, placement)
+        engine = LocalEngine(job.backbone, job.task, placement, origin)
     else:
         from .zero3 import Group, Zero3Engine, connect
 
@@ -258,7 +268,9 @@ def load(
         connect(ranks.store, ranks.world, placement.device)
         filler = job.task.variants(plan.shortest.rows[0])[:1]
         group = Group(decision.groups)
-        engine = Zero3Engine(job.backbone, job.task, placement, group, filler, decision.offload)
+        engine = Zero3Engine(
+            job.backbone, job.task, placement, origin, group, filler, decision.offload
+        )
     screen.loaded(job, engine.parameters, str(placement), time.perf_counter() - start)
     return engine
 

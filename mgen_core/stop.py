@@ -5,9 +5,13 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Iterator
 
 from .errors import Stopped
+
+ONCE_S = 0.5
+"""Signals that come together ask once."""
 
 
 class Stop:
@@ -15,11 +19,15 @@ class Stop:
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._came = 0.0
 
     def __call__(self, number: int, frame: object) -> None:
-        if self.signal is not None:  # asked twice: at once
+        now = time.monotonic()
+        if self.signal is None:
+            self.signal, self._came = number, now
+        # Asked twice: at once. A parent that dies is told once for each of its threads.
+        elif now - self._came > ONCE_S:
             raise KeyboardInterrupt
-        self.signal = number
 
     def check(self) -> None:
         """Raises `Stopped` when a signal came."""

@@ -104,11 +104,13 @@ def check_invariance(backbone: Backbone, rows: Sequence[Row], tolerance: float) 
 
     from .api import Task, TaskCard, TaskOptions
     from .engine import LocalEngine, place
+    from .origin import find_origin
 
     last = backbone.layer(-1)
     task = Task(TaskCard("check", "", lambda *_: task), TaskOptions(), backbone)
     task.needs = Want(layers=(last,), logits=bool(backbone.vocabulary))
-    engine = LocalEngine(backbone, task, place("fp32"))
+    origin = find_origin(backbone.options.weights, None, None)
+    engine = LocalEngine(backbone, task, place("fp32"), origin)
 
     def vectors(batch: Sequence[Row]) -> list[list[torch.Tensor]]:
         """Of each row: hidden states and, where there are any, logits of its residues."""

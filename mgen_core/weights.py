@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .api import Backbone
+from .api import Backbone, BackboneCard, TaskCard
 from .checkpoint import Checkpoint, SeededCheckpoint, TensorInfo, listed_names
 from .errors import PluginError, WeightsError
 
@@ -44,6 +44,21 @@ def parameters_on_meta() -> Iterator[None]:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
+class Names(Protocol):
+    """How a module's parameters are called in a checkpoint: a backbone, or a task's head."""
+
+    @property
+    def card(self) -> BackboneCard | TaskCard: ...
+
+    @property
+    def ignored(self) -> Sequence[str]: ...
+
+    @property
+    def keep_float32(self) -> Sequence[str]: ...
+
+    def sources(self, name: str, keys: Mapping[str, Any]) -> Sequence[str]: ...
+
+
 class _NoInit(TorchFunctionMode):
     """Random initialisation of meta tensors does nothing, instead of nothing at great length.
 
@@ -71,7 +86,7 @@ def swap(parameter: nn.Parameter, value: Tensor) -> None:
 
 def fill(
     module: nn.Module,
-    backbone: Backbone,
+    backbone: Names,
     checkpoint: Checkpoint,
     *,
     dtype: torch.dtype,
@@ -110,7 +125,7 @@ def fill(
     module.eval()
 
 
-def is_kept_float32(name: str, backbone: Backbone) -> bool:
+def is_kept_float32(name: str, backbone: Names) -> bool:
     """Whether a parameter is float32 at any precision."""
     return any(re.fullmatch(pattern, name) for pattern in backbone.keep_float32)
 
@@ -133,9 +148,7 @@ def _assembled(
     return whole
 
 
-def match(
-    module: nn.Module, backbone: Backbone, checkpoint: Checkpoint
-) -> dict[str, tuple[str, ...]]:
+def match(module: nn.Module, backbone: Names, checkpoint: Checkpoint) -> dict[str, tuple[str, ...]]:
     """Checkpoint keys of every parameter and persistent buffer, by its first name.
 
     A tied parameter may be stored under any of its names, or under all. A buffer for which
@@ -177,7 +190,7 @@ def slots_of(module: nn.Module) -> list[tuple[list[str], Tensor]]:
     return list(found.values())
 
 
-def _sources(name: str, backbone: Backbone, checkpoint: Checkpoint) -> tuple[str, ...]:
+def _sources(name: str, backbone: Names, checkpoint: Checkpoint) -> tuple[str, ...]:
     if isinstance(checkpoint, SeededCheckpoint):  # its keys are the module's names, not a file's
         return (name,) if name in checkpoint.keys else ()
     return tuple(backbone.sources(name, checkpoint.keys))
@@ -207,7 +220,7 @@ def _misfit(name: str, shape: tuple[int, ...], found: Sequence[TensorInfo]) -> l
 
 
 def _unfit(
-    backbone: Backbone,
+    backbone: Names,
     checkpoint: Checkpoint,
     missing: Sequence[str],
     unexpected: Sequence[str],
@@ -217,10 +230,10 @@ def _unfit(
     lists = [
         f"{len(found)} {kind} ({listed_names(found)})" for kind, found in kinds.items() if found
     ]
-    try:
-        config = backbone.options.config()
-    except WeightsError:
-        config = {}
+    config = {}
+    if isinstance(backbone, Backbone):
+        with suppress(WeightsError):
+            config = backbone.options.config()
     facts = [f"{name} {config[name]}" for name in SIZES if name in config]
     said = f": config.json says {', '.join(facts)}" if facts else ""
     return WeightsError(

@@ -31,6 +31,7 @@ from .checkpoint import Checkpoint
 from .config import Offload
 from .engine import Engine, Placement, is_out_of_memory, to_device
 from .errors import MgenError, PluginError, RunError
+from .origin import Origin
 from .turns import Lost, OutOfMemory, Turn
 from .units import units_of
 from .weights import fill, is_kept_float32, swap
@@ -111,6 +112,7 @@ class Zero3Engine(Engine):
         backbone: Backbone,
         task: Task,
         placement: Placement,
+        origin: Origin,
         group: Group,
         filler: Sequence[Row],
         offload: Offload = "none",
@@ -118,7 +120,7 @@ class Zero3Engine(Engine):
         self.group = group
         self.filler = filler
         self.shards = Shards(group, placement.device, offload)
-        super().__init__(backbone, task, placement)
+        super().__init__(backbone, task, placement, origin)
 
     def load(self) -> None:
         """Read this rank's slices of the layers and all of the rest."""

@@ -19,6 +19,7 @@ from mgen_core import (
     Want,
 )
 from mgen_core.engine import LocalEngine, Placement
+from mgen_core.origin import find_origin
 from mgen_core.turns import OutOfMemory
 from mgen_core.world import World
 
@@ -130,9 +131,10 @@ def backbone(weights):
 def engines(weights, group, precision="fp32", layer=DEPTH, offload="none"):
     place = Placement(torch.device("cpu"), precision)
     models = backbone(weights), backbone(weights)
-    whole = LocalEngine(models[0], Last(models[0], layer), place)
+    origin = find_origin(weights, None, None)
+    whole = LocalEngine(models[0], Last(models[0], layer), place, origin)
     return whole, Zero3Engine(
-        models[1], Last(models[1], layer), place, group, [Row(9, "f", "A")], offload
+        models[1], Last(models[1], layer), place, origin, group, [Row(9, "f", "A")], offload
     )
 
 

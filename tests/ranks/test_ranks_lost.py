@@ -19,12 +19,11 @@ def job(tmp_path_factory, faults):
     return words, digest(folder / "whole")
 
 
-def lose(words, output, faults, rank, strategy, signal="SIGKILL", **more):
-    """Start three ranks, of which one is lost in the midst of a layer; how they ended, and when."""
-    fault = f"rank={rank} place=layer kind={signal} after=5"
-    started = start(*words, output=output, devices=3, strategy=strategy, **faults, FAULT=fault,
-                    PAUSE="0.1", **more)  # fmt: skip
+def lose(words, output, strategy, fault, **environ):
+    """Start three ranks, of which one is lost in the midst of a layer; how they ended, soon."""
     before = parts_done(output)
+    started = start(*words, output=output, devices=3, strategy=strategy, PAUSE="0.1",
+                    FAULT=f"place=layer {fault}", **environ)  # fmt: skip
     started.until(lambda: parts_done(output) > before)
     return started.end(within=SOON_S)
 
@@ -33,11 +32,11 @@ def test_a_sharded_run_ends_when_a_rank_is_killed_and_can_go_on(job, tmp_path, f
     words, expected = job
     output = tmp_path / "run"
     for rank in (0, 2):
-        ended = lose(words, output, faults, rank, "zero3")
+        ended = lose(words, output, "zero3", f"rank={rank} kind=SIGKILL after=5", **faults)
         assert ended.code == 1
         (error,) = ended.errors
-        assert set(re.findall(r"rank (\d)", error.partition(": ")[2])) == {str(rank)}, ended.said
-        assert "go on" in ended.said or "goes on" in ended.said
+        assert re.findall(r"rank (\d) on \S+ is silent", error) == [str(rank)]
+        assert "the same command again: it goes on" in ended.said
         assert "Traceback" not in ended.said
     run(*words, output=output, devices=3, strategy="zero3", **faults)
     assert digest(output) == expected
@@ -46,14 +45,16 @@ def test_a_sharded_run_ends_when_a_rank_is_killed_and_can_go_on(job, tmp_path, f
 def test_replicated_ranks_go_on_when_one_is_killed(job, tmp_path, faults):
     words, expected = job
     output = tmp_path / "run"
-    for rank in (0, 1):
+    for rank, after in ((0, 5), (1, 1)):
         before = [parts_done(output, other) for other in range(3)]
-        ended = lose(words, output, faults, rank, "replicate")
+        ended = lose(
+            words, output, "replicate", f"rank={rank} kind=SIGKILL after={after}", **faults
+        )
         assert ended.code == 1
         assert f"rank {rank} (process " in ended.said and "SIGKILL" in ended.said
         assert "the same command" in ended.said
         gained = [parts_done(output, other) - before[other] for other in range(3)]
-        assert gained[rank] <= 5 < min(gained[other] for other in range(3) if other != rank)
+        assert gained[rank] <= after < min(gained[other] for other in range(3) if other != rank)
     run(*words, output=output, devices=3, strategy="replicate", **faults)
     assert digest(output) == expected
 
@@ -61,10 +62,11 @@ def test_replicated_ranks_go_on_when_one_is_killed(job, tmp_path, faults):
 def test_a_frozen_rank_ends_a_sharded_run(job, tmp_path, faults):
     words, _ = job
     output = tmp_path / "run"
-    ended = lose(words, output, faults, 1, "zero3", "SIGSTOP", MGEN_SILENT_SECONDS="6")
+    faults = {**faults, "MGEN_SILENT_SECONDS": "6"}
+    ended = lose(words, output, "zero3", "rank=1 kind=SIGSTOP after=5", **faults)
     assert ended.code == 1
     (error,) = ended.errors
-    assert re.search(r"rank 1 on \S+ is silent for \d+ s, last .*batch \d+", error)
+    assert re.search(r"rank 1 on \S+ is silent for \d+ s, last .*batch", error)
 
 
 @pytest.mark.parametrize("strategy", ["replicate", "zero3"])
@@ -82,7 +84,7 @@ def test_a_disk_that_fails_on_one_rank_only(job, tmp_path, faults, strategy):
     assert "Traceback" not in ended.said
     assert parts_done(output, rank=1) == 0
     if strategy == "replicate":
-        assert min(parts_done(output, rank) for rank in (0, 2)) > 20, "the others did their share"
+        assert min(parts_done(output, rank) for rank in (0, 2)) > 15, "the others did their share"
     (output / "parts/rank-00001").unlink()
     run(*words, output=output, devices=3, strategy=strategy, **faults)
     assert digest(output) == expected

@@ -1,0 +1,546 @@
+"""A merged ModelGenerator configuration in our own terms: a `RunConfig`'s values, and the rest.
+
+What would change numbers and cannot be done here is an error; what differs otherwise is a note.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ..api import BackboneCard
+from ..config import RunConfig
+from ..errors import MgenError
+from . import classes
+from .classes import WRITER, choices, own_name
+from .data import Cut, HubSplits, Rules, find_splits, hub_splits, make_rules
+from .merging import Block, Foreign, block
+
+Kept = Literal["all", "lora", "nothing"]
+
+TASKS = {
+    "Embed": "embed",
+    "Inference": "infer",
+    "MLM": "infer",
+    "SequenceClassification": "classify",
+    "SequenceRegression": "regress",
+    "SequenceRegressionWithScaling": "regress",
+    "TokenClassification": "classify_tokens",
+    "PairwiseTokenClassification": "classify_pairs",
+}
+OF_TOKENS = ("Embed", "Inference", "MLM", "TokenClassification", "PairwiseTokenClassification")
+
+
+@dataclass(frozen=True)
+class Translated:
+    """What a configuration asks for.
+
+    - `values`: fields of `RunConfig`. What the user says on our command line wins over them.
+    - `rows`: what is done to the rows of `values["data"]`; None: they are taken as they are.
+    - `ckpt`: the fine-tuned checkpoint, and `kept`: what of the backbone it holds.
+    - `lora`: r, alpha, rslora, target_modules, modules_to_save; None without LoRA.
+    - `head`: adapter, adapter_args, outputs, multilabel, legacy, scaled, and normalized (the
+      predictions are in units of labels that training normalised). Empty without a head.
+    - `writer`: the arguments of the PredictionWriter; empty without one.
+    - `labels`: the columns with labels; `batch_size`: rows of a batch there.
+    - `notes`: what differs or was ignored, one line each.
+    """
+
+    values: dict[str, Any]
+    rows: Cut | None = None
+    ckpt: Path | None = None
+    kept: Kept = "all"
+    lora: dict[str, Any] | None = None
+    head: dict[str, Any] = field(default_factory=dict)
+    writer: dict[str, Any] = field(default_factory=dict)
+    labels: tuple[str, ...] = ()
+    batch_size: int = 128
+    notes: list[str] = field(default_factory=list)
+
+
+def translate(
+    foreign: Foreign,
+    known_backbones: Sequence[BackboneCard],
+    data: Sequence[str] = (),
+    splits: HubSplits = hub_splits,
+) -> Translated:
+    """The configuration in our own terms.
+
+    `data` is what the user gave as DATA: all of its rows are taken, whatever the config says.
+    `splits` names the splits of a dataset on the hub. Raises `MgenError`.
+    """
+    notes: list[str] = []
+    model = _required(foreign.model, "model", "Embed")
+    backbone = _required(block(model.args.get("backbone")), "model.backbone", "aido_dna_dummy")
+    card = _card(backbone, known_backbones)
+    batch_size = int((foreign.data.args if foreign.data else {}).get("batch_size") or 128)
+    head = _head(model, foreign.data, notes)
+    values, rows = _data(foreign.data, data, splits)
+    writer = _writer(foreign.callbacks, notes)
+    options = {**_task_options(model.name, head), **_backbone_options(backbone, card, notes)}
+    values = {
+        "task": TASKS[model.name],
+        "backbone": card.name,
+        **values,
+        **_output(writer, notes),
+        **_length(backbone, card, notes),
+        **_trainer(foreign.trainer, batch_size, notes),
+        "options": options,
+    }
+    ignored = [*foreign.ignored, *_ignored(foreign.callbacks)]
+    return Translated(
+        values={key: value for key, value in values.items() if value is not None},
+        rows=rows,
+        ckpt=_ckpt(foreign.ckpt),
+        kept=_kept(backbone),
+        lora=_lora(backbone),
+        head=head,
+        writer=writer,
+        labels=_labels(foreign.data),
+        batch_size=batch_size,
+        notes=notes + ([f"no meaning at prediction: {_grouped(ignored)}"] if ignored else []),
+    )
+
+
+def as_yaml(translated: Translated) -> str:
+    """The values as a config file of ours; what it cannot say is in comments above them."""
+    order = [one.name for one in dataclasses.fields(RunConfig)]
+    values = {key: _plain(value) for key, value in translated.values.items()}
+    ordered = dict(sorted(values.items(), key=lambda pair: _place(order, pair[0])))
+    comments = [*translated.notes]
+    if translated.rows is not None and not translated.rows.whole:
+        cut = translated.rows
+        comments.append(f"ModelGenerator takes a part of these rows ({cut.why()}), this file all")
+    if translated.ckpt is not None:
+        comments.append(f"fine-tuned: add --ckpt {translated.ckpt}")
+    import yaml
+
+    text = yaml.safe_dump(ordered, sort_keys=False, allow_unicode=True)
+    return "".join(f"# {line}\n" for line in comments) + text
+
+
+def _place(order: Sequence[str], key: str) -> int:
+    return order.index(key) if key in order else len(order)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _required(found: Block | None, where: str, example: str) -> Block:
+    if found is None:
+        raise MgenError(f"the config has no {where}", f"add --{where} NAME, as {example}")
+    return found
+
+
+def _card(backbone: Block, known: Sequence[BackboneCard]) -> BackboneCard:
+    cards = {card.name: card for card in known}
+    name = own_name(backbone.path)
+    if name is None or name not in cards:
+        raise MgenError(f"no backbone {backbone.path!r}", choices(backbone.name, cards))
+    return cards[name]
+
+
+def _ckpt(path: str | None) -> Path | None:
+    if path in ("best", "last", "hpc"):
+        raise MgenError(
+            f"ckpt_path {path} stands for a checkpoint of a training that runs", "name the file"
+        )
+    return Path(path) if path else None
+
+
+def _grouped(names: Sequence[str]) -> str:
+    """Dotted names by their sections."""
+    sections: dict[str, list[str]] = {}
+    for name in dict.fromkeys(names):
+        section, _, key = name.rpartition(".")
+        sections.setdefault(section, []).append(key)
+    return "; ".join(
+        f"{section}: {', '.join(keys)}" if section else ", ".join(keys)
+        for section, keys in sections.items()
+    )
+
+
+# --------------------------------------------------------------------------- task and head
+
+
+def _task_options(name: str, head: Mapping[str, Any]) -> dict[str, Any]:
+    if name == "Embed":
+        return {"pool": ["tokens"]}
+    if not head:
+        return {"kind": "logits"}
+    options = {"adapter": head["adapter"], "outputs": head["outputs"]}
+    if head["adapter_args"]:
+        options["adapter_args"] = json.dumps(head["adapter_args"])
+    flags = {key: True for key in ("multilabel", "scaled") if head[key]}
+    return {key: value for key, value in {**options, **flags}.items() if value is not None}
+
+
+def _head(model: Block, data: Block | None, notes: list[str]) -> dict[str, Any]:
+    args, name = model.args, model.name
+    if name in OF_TOKENS:
+        notes.append("special tokens are left out: entry k is residue k, counted from 0")
+    if name == "MLM":
+        notes.append("MLM: nothing is masked, logits are given of each residue")
+    if TASKS[name] in ("embed", "infer"):
+        return {}
+    legacy = _flag(args, "use_legacy_adapter")
+    adapter = _adapter(block(args.get("adapter")), name, legacy)
+    count = args.get("num_outputs" if TASKS[name] == "regress" else "n_classes")
+    if name == "PairwiseTokenClassification":
+        count = 1 if adapter.name == "ResNet2DAdapter" else count or 2
+    scaled = name == "SequenceRegressionWithScaling"
+    dropped = classes.SIZES | {"dropout"}  # the task's, and training's
+    head = {
+        "adapter": adapter.name,
+        "adapter_args": {key: value for key, value in adapter.args.items() if key not in dropped},
+        "outputs": None if count is None else int(count),
+        "multilabel": _flag(args, "multilabel") and name == "SequenceClassification",
+        "legacy": legacy,
+        "scaled": scaled,
+        "normalized": not scaled and _normalized(data),
+    }
+    if scaled or adapter.name == "LinearTransformerAdapter":
+        notes.append(
+            f"{name if scaled else adapter.name}: ModelGenerator's numbers depend on the other "
+            "rows of a batch, these do not (--option as_reference=true gives those)"
+        )
+    if head["normalized"]:
+        notes.append(
+            "training normalised the labels: predictions stay in those units, "
+            "unless --label-mean and --label-std are given (no checkpoint holds them)"
+        )
+    return head
+
+
+def _adapter(adapter: Block | None, task: str, legacy: bool) -> Block:
+    if legacy and task != "SequenceRegression":
+        raise MgenError(
+            f"{task} with use_legacy_adapter fails in ModelGenerator",
+            "give the adapter that the model was trained with (--model.adapter NAME)",
+        )
+    if legacy:
+        return Block("legacy", "legacy", {})
+    if adapter is None:
+        raise MgenError(
+            "the config has no model.adapter, so the head is unknown",
+            "use the config.yaml that `fit` wrote, or add --model.adapter NAME",
+        )
+    return adapter
+
+
+def _normalized(data: Block | None) -> bool:
+    if data is None or "Regression" not in data.name:
+        return False
+    return data.args.get("normalize") is not False
+
+
+def _labels(data: Block | None) -> tuple[str, ...]:
+    if data is None or data.name in ("SequencesDataModule", "ColumnRetrievalDataModule"):
+        return ()
+    usual = "rl" if data.name == "RNAMeanRibosomeLoadDataModule" else "labels"
+    return tuple(_names(data.args.get("y_col", usual)))
+
+
+# --------------------------------------------------------------------------- backbone
+
+
+def _backbone_options(backbone: Block, card: BackboneCard, notes: list[str]) -> dict[str, Any]:
+    """`--option`s of the backbone. Raises `MgenError` for arguments that would change numbers."""
+    known = {one.name for one in dataclasses.fields(card.options)}
+    options: dict[str, Any] = {}
+    for name, value in _changing(backbone.args, card).items():
+        if name not in known:
+            told = f"{name} {json.dumps(value)}" if not isinstance(value, bool) else name
+            raise MgenError(
+                f"{card.name} here has no {told}, and without it numbers would differ",
+                "take it out, or give a model that has it in its config.json (--weights FOLDER)",
+            )
+        options[name] = value
+    if "tokens" in known:
+        options["tokens"] = "reference"
+        notes.append(
+            "letters are read as ModelGenerator reads them: case counts, U is not T "
+            "(--option tokens=clean reads them as people write them)"
+        )
+    return options
+
+
+# Fields of a model's config that no prediction depends on.
+_TRAINING_FIELDS = classes.words(
+    "attention_probs_dropout_prob gradient_checkpointing hidden_dropout_prob initializer_range "
+    "seq_len_interpolation_factor torch_dtype type_vocab_size use_cache"
+)
+
+
+def _changing(args: Mapping[str, Any], card: BackboneCard) -> dict[str, Any]:
+    """The arguments given that our backbone would have to follow."""
+    names = ("config_overwrites", "from_scratch", "model_init_args", "vocab_file")
+    found = {name: args[name] for name in names if args.get(name)}
+    fields = found.get("config_overwrites")
+    if isinstance(fields, Mapping):
+        left = {key: value for key, value in fields.items() if key not in _TRAINING_FIELDS}
+        found = {**found, "config_overwrites": left} if left else _without(found)
+    if args.get("enable_rag") and "msa" not in card.takes:
+        found["enable_rag"] = True
+    return found
+
+
+def _without(found: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in found.items() if key != "config_overwrites"}
+
+
+def _length(backbone: Block, card: BackboneCard, notes: list[str]) -> dict[str, Any]:
+    onehot = backbone.name.endswith("_onehot")
+    most = backbone.args.get("max_length", 512 if onehot else None)
+    if most is not None:
+        return {"max_length": int(most), "too_long": "truncate"}
+    if card.max_tokens is not None:
+        notes.append(
+            f"no max_length: ModelGenerator computes rows of any length, here those over "
+            f"{card.max_tokens:,} tokens are set aside (--max-length N computes them)"
+        )
+    return {}
+
+
+def _kept(backbone: Block) -> Kept:
+    args = backbone.args
+    if backbone.name.endswith("_onehot"):
+        return "nothing"
+    if not _flag(args, "save_peft_only", default=True):
+        return "all"
+    if _flag(args, "use_peft"):
+        return "lora"
+    return "nothing" if _flag(args, "frozen") else "all"
+
+
+def _lora(backbone: Block) -> dict[str, Any] | None:
+    if not _flag(backbone.args, "use_peft"):
+        return None
+    args = {**classes.lora_defaults(backbone.name), **backbone.args}
+    for name in ("lora_r", "lora_alpha", "lora_target_modules"):
+        if args.get(name) is None:
+            raise MgenError(
+                f"{backbone.name}: use_peft without {name}",
+                f"add --model.backbone.{name} VALUE, as in training",
+            )
+    return {
+        "use_peft": True,
+        "r": int(args["lora_r"]),
+        "alpha": float(args["lora_alpha"]),
+        "rslora": _flag(args, "lora_use_rslora"),
+        "target_modules": _names(args["lora_target_modules"]),
+        "modules_to_save": _names(args.get("lora_modules_to_save")),
+    }
+
+
+# --------------------------------------------------------------------------- data
+
+
+def _data(
+    module: Block | None, given: Sequence[str], splits: HubSplits
+) -> tuple[dict[str, Any], Cut | None]:
+    """`data`, `split`, `reader`, `x_col`, `id_col`, and what is done to the rows."""
+    if module is None and not given:
+        raise MgenError("the config has no data", "add DATA, or --data NAME --data.path FOLDER")
+    args = module.args if module else {}
+    columns = _columns(module) if module else {}
+    letters = _letters(module, columns["x_col"]) if module else None
+    if given:
+        rules = Rules(path="")
+        cut = Cut(rules, "", whole=True, letters=letters) if letters else None
+        return {"data": tuple(given), **columns}, cut
+    if args.get("class_filter"):
+        raise MgenError("class_filter is not supported: it may change the rows", "take it out")
+    rules = make_rules(args)
+    found = find_splits(rules, splits)
+    name, whole = rules.tested(list(found))
+    if name is None:
+        raise MgenError(
+            f"{rules.path} has no rows to predict on: its splits are {', '.join(found)}, and "
+            f"ModelGenerator takes {rules.test_split_name}, or a part of {rules.train_split_name}",
+            f"choose one with --data.test_split_name {next(iter(found), 'train')}, or give DATA",
+        )
+    on_hub = found[name] == (rules.path,)
+    values = {
+        "data": found[name],
+        "split": name if on_hub else None,
+        "reader": _reader(found[name], args.get("extra_reader_kwargs")),
+        **columns,
+    }
+    plain = whole and letters is None
+    return values, None if plain else Cut(rules, name, whole=whole, letters=letters)
+
+
+def _columns(module: Block) -> dict[str, Any]:
+    """The columns that ModelGenerator calls `sequences` and `ids`."""
+    args = module.args
+    if module.name == "SequencesDataModule":
+        return {"x_col": args.get("x_col", "sequence"), "id_col": args.get("id_col", "id")}
+    if module.name == "ColumnRetrievalDataModule":
+        sources = _names(args.get("in_cols"))
+        renamed = dict(zip(sources, _names(args.get("out_cols")) or sources))
+    else:
+        usual = "utr" if module.name == "RNAMeanRibosomeLoadDataModule" else "sequences"
+        sources = _names(args.get("x_col", usual))
+        renamed = args.get("rename_cols") or {}
+    found = [name for name in sources if renamed.get(name, name) == "sequences"]
+    if len(found or sources) != 1:
+        raise MgenError(
+            f"none of the columns {', '.join(sources) or '(none given)'} is renamed to sequences",
+            "say which one the model reads: --data.rename_cols.NAME sequences",
+        )
+    return {"x_col": (found or sources)[0]}
+
+
+def _letters(module: Block, x_col: str) -> tuple[str, int] | None:
+    most = module.args.get("max_length")
+    return (x_col, int(most) - 1) if most is not None else None
+
+
+def _reader(files: Sequence[str], extra: Mapping[str, Any] | None) -> str | None:
+    left = dict(extra or {})
+    separator = left.pop("sep", left.pop("delimiter", None))
+    if left or separator not in (None, ",", "\t"):
+        raise MgenError(
+            f"extra_reader_kwargs {json.dumps(extra)} is not supported",
+            "convert the table to csv, tsv, jsonl or parquet and give it as DATA",
+        )
+    if separator is not None:
+        return "tsv" if separator == "\t" else "csv"
+    # Our jsonl reader says what to do when such a file holds an array.
+    return "jsonl" if any(".json" in Path(name).suffixes for name in files) else None
+
+
+# --------------------------------------------------------------------------- trainer and writer
+
+
+def _writer(callbacks: Sequence[Block], notes: list[str]) -> dict[str, Any]:
+    found = [one for one in callbacks if own_name(one.path) == WRITER]
+    if len(found) > 1:
+        notes.append(f"{len(found)} PredictionWriters: only the last one counts")
+    return dict(found[-1].args) if found else {}
+
+
+def _output(writer: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
+    if not writer:
+        notes.append("no PredictionWriter, without which ModelGenerator writes nothing")
+        return {}
+    form = writer.get("filetype")
+    if form not in (None, "pt", "tsv"):
+        raise MgenError(f"PredictionWriter has no filetype {form!r}", choices(str(form), FORMATS))
+    folder = writer.get("output_dir")
+    return {"output": Path(folder) if folder else None, "writer": form}
+
+
+FORMATS = ("pt", "tsv")
+
+
+def _ignored(callbacks: Sequence[Block]) -> list[str]:
+    """Callbacks of training. Raises `MgenError` for one that we do not know."""
+    found = []
+    for one in callbacks:
+        name = own_name(one.path)
+        if name == WRITER:
+            continue
+        if name is not None and name not in classes.LIGHTNING_CALLBACKS:
+            hint = choices(name, classes.CALLBACKS)
+            raise MgenError(f"no callback {one.path!r}", f"{hint}; those of Lightning are ignored")
+        found.append(f"trainer.callbacks.{one.name}")
+    return found
+
+
+def _trainer(trainer: Mapping[str, Any], batch_size: int, notes: list[str]) -> dict[str, Any]:
+    if trainer.get("accelerator") == "cpu":
+        notes.append("accelerator cpu: a GPU is used where there is one (CUDA_VISIBLE_DEVICES=)")
+    devices = _devices(trainer.get("devices"))
+    nodes = int(trainer.get("num_nodes") or 1)
+    return {
+        "precision": _precision(trainer.get("precision"), notes),
+        "devices": devices,
+        "num_nodes": nodes if nodes > 1 else None,
+        "strategy": _strategy(trainer.get("strategy"), notes),
+        "limit": _limit(trainer, batch_size * (devices or 1) * nodes),
+    }
+
+
+def _precision(given: Any, notes: list[str]) -> str:
+    name = "32-true" if given is None else str(given)
+    if name not in PRECISIONS:
+        raise MgenError(f"no precision {name!r}", choices(name, PRECISIONS))
+    if name.startswith(("16", "64", "transformer-engine")):
+        notes.append(f"precision {name}: computed in 32-true")
+    return PRECISIONS[name]
+
+
+PRECISIONS = {
+    **dict.fromkeys(("32-true", "32", "64-true", "64"), "fp32"),
+    **dict.fromkeys(("16-mixed", "16-true", "16"), "fp32"),
+    **dict.fromkeys(("transformer-engine", "transformer-engine-float16"), "fp32"),
+    **dict.fromkeys(("bf16-mixed", "bf16-true", "bf16"), "bf16"),
+}
+
+
+def _devices(given: Any) -> int | None:
+    if isinstance(given, str) and "," in given:
+        given = [one for one in given.split(",") if one]
+    if isinstance(given, (list, tuple)):
+        return len(given)
+    if given in (None, "auto", -1, "-1"):
+        return None
+    try:
+        return int(given)
+    except (TypeError, ValueError) as error:
+        raise MgenError(f"trainer.devices is {given!r}", "give a number, or auto") from error
+
+
+def _strategy(given: Any, notes: list[str]) -> str | None:
+    path = str(given.get("class_path") if isinstance(given, Mapping) else given or "auto")
+    name = path.rpartition(".")[2].removesuffix("Strategy").lower()
+    kind = next((kind for kind in STRATEGIES if name.startswith(kind)), None)
+    if kind is None:
+        raise MgenError(f"no strategy {path!r}", choices(name, STRATEGIES))
+    if STRATEGIES[kind]:
+        return "replicate"
+    if kind in ("fsdp", "deepspeed"):
+        notes.append(f"{path}: shards where the model needs it (--strategy zero3: always)")
+    return None
+
+
+# Whether each rank has the whole model, come what may.
+STRATEGIES = {"auto": False, "ddp": True, "fsdp": False, "deepspeed": False, "single": False}
+
+
+def _limit(trainer: Mapping[str, Any], rows: int) -> int | None:
+    """Rows of so many batches, where the trainer stops early."""
+    fast, limit = trainer.get("fast_dev_run"), trainer.get("limit_predict_batches")
+    batches = int(fast) if fast else limit
+    if batches is None or (batches == 1 and isinstance(batches, float)):
+        return None
+    if not isinstance(batches, int) or batches < 1:
+        raise MgenError(
+            f"limit_predict_batches {batches} is not supported", "use --limit N, which counts rows"
+        )
+    return int(batches) * rows
+
+
+# --------------------------------------------------------------------------- values
+
+
+def _flag(args: Mapping[str, Any], name: str, default: bool = False) -> bool:
+    value = args.get(name, default)
+    if not isinstance(value, bool):
+        raise MgenError(f"{name} is {value!r:.40}", "it is true or false")
+    return value
+
+
+def _names(value: Any) -> list[str]:
+    if value is None:
+        return []
+    return [str(one) for one in value] if isinstance(value, (list, tuple)) else [str(value)]

@@ -1,0 +1,55 @@
+"""Where a model's numbers come from: published weights, a seed, a fine-tuned model's file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .checkpoint import Checkpoint, open_checkpoint
+from .errors import WeightsError
+from .lightning import open_lightning
+from .lora import FineTuned, Lora
+
+LORA = {"r", "alpha", "rslora"}
+
+
+class Origin(NamedTuple):
+    """The checkpoints of a run, opened and not read.
+
+    - `backbone`: None for a model whose parameters are drawn from its card's seed.
+    - `head`: of the task; None where nothing was fine-tuned.
+    """
+
+    backbone: Checkpoint | None
+    head: Checkpoint | None = None
+
+    def digests(self, seed: int) -> dict[str, Any]:
+        """What tells these numbers from others; of a seed, the seed."""
+        told: dict[str, Any] = {"weights": self.backbone.digest() if self.backbone else seed}
+        return {**told, "head": self.head.digest()} if self.head is not None else told
+
+
+def find_origin(weights: Path | None, ckpt: Path | None, lora: Mapping[str, Any] | None) -> Origin:
+    """Open what was given; raises `WeightsError` for what cannot be read or does not fit."""
+    base = open_checkpoint(weights) if weights is not None else None
+    if ckpt is None:
+        return Origin(base)
+    tuned = FineTuned(open_lightning(ckpt), base, make_lora(lora))
+    adapter, scaler = tuned.heads()
+    tensors = {key: adapter.tensor(key) for key in adapter.keys}
+    if scaler is not None:
+        tensors |= {"scaler._mean": scaler[0], "scaler._std": scaler[1]}
+    return Origin(tuned if tuned.keys else base, Checkpoint(ckpt, tensors))
+
+
+def make_lora(settings: Mapping[str, Any] | None) -> Lora | None:
+    """The settings of LoRA as a config names them: r, alpha and rslora."""
+    if settings is None:
+        return None
+    if settings.keys() - LORA or not {"r", "alpha"} <= settings.keys():
+        raise WeightsError(
+            f"lora has {', '.join(sorted(settings)) or 'nothing'}",
+            "give r and alpha, and rslora where it was used",
+        )
+    return Lora(int(settings["r"]), float(settings["alpha"]), bool(settings.get("rslora", False)))
