@@ -40,6 +40,14 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
+def nodes(session: nox.Session) -> None:
+    """Ranks on two hosts, which are namespaces of this one: Linux, as root, some minutes."""
+    install(session, "tests")
+    words = session.posargs or ["tests/nodes", "--durations=0"]
+    session.run("pytest", *words, env={"MGEN_TEST_NODES": "1"})
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Style, and the direction of dependencies."""
     session.install("-c", "constraints.txt", *tools("lint"))  # reads the source, runs nothing

@@ -101,7 +101,10 @@ def make_config(values: Mapping[str, Any]) -> RunConfig:
             raise MgenError(f"no {name} given", f"add {flag}, or `{name}:` to the config file")
     data = values["data"]
     # One path is one path, commas and all.
-    return checked(RunConfig, {**values, "data": (data,) if isinstance(data, str) else data})
+    values = {**values, "data": (data,) if isinstance(data, str) else data}
+    if isinstance(values.get("weights"), Path):  # or a hub id
+        values["weights"] = str(values["weights"])
+    return checked(RunConfig, values)
 
 
 def make_options(kinds: Sequence[type[Any]], given: Mapping[str, Any]) -> list[dict[str, Any]]:

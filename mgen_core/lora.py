@@ -172,6 +172,11 @@ class FineTuned(Checkpoint):
         return Heads(Checkpoint(self.path, adapter), both)
 
 
+def holds_backbone(tuned: Lightning) -> bool:
+    """Whether the file has all of the backbone, so that the base is not needed."""
+    return _Changes(tuned.path, _parts(tuned)[ENCODER]).complete
+
+
 # --------------------------------------------------------------------------- reading the names
 
 

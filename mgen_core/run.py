@@ -89,7 +89,7 @@ def run(
         ranks = held.enter_context(contextlib.closing(Ranks(world)))
         stop = held.enter_context(stoppable())
         with ranks.together():
-            job = open_job(config, catalog, rows=rows)
+            job = open_job(config, catalog, rows=rows, download=needs_base(config))
             if ranks.leads:
                 lock = held.enter_context(folder_of(config))
             placement, settings = settle(job, world)
@@ -157,6 +157,16 @@ def settle(job: Job, world: World) -> tuple[Placement, PlanSettings]:
     if tokens is None:
         tokens = begun["batch_tokens"] if begun else AUTO_BATCH_TOKENS[placement.device.type]
     return placement, job.settings(tokens)
+
+
+def needs_base(config: RunConfig) -> bool:
+    """Whether published weights are needed: a fine-tuned model's file may hold all of them."""
+    if config.ckpt is None:
+        return True
+    from .lightning import open_lightning
+    from .lora import holds_backbone
+
+    return not holds_backbone(open_lightning(config.ckpt))
 
 
 def open_weights(job: Job) -> Origin:

@@ -67,8 +67,12 @@ def open_table(config: RunConfig, catalog: Catalog, card: BackboneCard) -> Table
     Raises `InputError` for a file that is not there, of no known format, or without the column
     that was asked for.
     """
-    sources = tuple(_open(uri, config, catalog) for uri in _expanded(config.data))
-    return choose_columns(sources, config, card)
+    return choose_columns(open_sources(config, catalog), config, card)
+
+
+def open_sources(config: RunConfig, catalog: Catalog) -> tuple[Rows, ...]:
+    """The inputs of a run, opened, in order. Raises `InputError`."""
+    return tuple(_open(uri, config, catalog) for uri in _expanded(config.data))
 
 
 def choose_columns(sources: tuple[Rows, ...], config: RunConfig, card: BackboneCard) -> Table:

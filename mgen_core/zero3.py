@@ -336,11 +336,13 @@ def return_memory() -> None:
 @contextlib.contextmanager
 def without_compiler() -> Iterator[None]:
     """Marks of what is not to be compiled do nothing: for them, torch imports its compiler."""
-    disable, torch.compiler.disable = torch.compiler.disable, lambda function: function  # type: ignore[assignment, misc]
+    compiler, hidden = torch.compiler, cast(Any, torch)
+    before = compiler.disable, hidden._disable_dynamo
+    compiler.disable = hidden._disable_dynamo = lambda function: function  # type: ignore
     try:
         yield
     finally:
-        torch.compiler.disable = disable
+        compiler.disable, hidden._disable_dynamo = before
 
 
 def start_deepspeed(device: torch.device) -> Any:
@@ -349,7 +351,9 @@ def start_deepspeed(device: torch.device) -> Any:
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     os.environ.setdefault("LOCAL_RANK", "0")
     try:
-        import deepspeed
+        with without_compiler():
+            import deepspeed
+            import deepspeed.runtime.zero.parameter_offload
     except ImportError as error:
         raise MgenError(
             f"--strategy zero3 needs DeepSpeed: {first_line(error)}",
@@ -359,8 +363,8 @@ def start_deepspeed(device: torch.device) -> Any:
 
     warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    # An extension for collectives in shared memory, compiled at first use: gathers don't use it.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # Extensions, which are tried out by compiling them. Gathers need none.
+    deepspeed.ops.__compatible_ops__ = {}
     # Compares the order of layers over all ranks: groups take their turns on their own, and
     # `Guard` compares it with the rehearsal.
     coordinator.assert_ints_same_as_other_ranks = lambda ints: None

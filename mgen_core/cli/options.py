@@ -230,18 +230,22 @@ Bind = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]
 
 
+Start = Callable[[str | None, dict[str, Any], dict[str, Any]], None]
+
+
 def run_command(
-    task: str | None = None,
+    task: str | None = None, start: Start | None = None
 ) -> Callable[[Callable[..., dict[str, Any]]], Callable[..., None]]:
     """Make a run command of a function that turns its own options into those of its task.
 
-    The command has the options of `shared` beside them. Without a task the function names it.
+    The command has the options of `shared` beside them. Without a task the function names it, or
+    `start` finds it in a config.
     """
 
     def command(own: Callable[..., dict[str, Any]]) -> Callable[..., None]:
         def run(**given: Any) -> None:
             chosen = own(**{name: given.pop(name) for name in inspect.signature(own).parameters})
-            _start(task or chosen.pop("task"), given, chosen)
+            (start or start_run)(task or chosen.pop("task", None), given, chosen)
 
         common = [*inspect.signature(shared, eval_str=True).parameters.values()]
         output = [parameter.name for parameter in common].index("output")
@@ -288,15 +292,22 @@ def shared(
     """What every run command takes, in the order of its help; a task's own come before output."""
 
 
-def _start(task: str | None, given: dict[str, Any], chosen: dict[str, Any]) -> None:
+def start_run(task: str | None, given: dict[str, Any], chosen: dict[str, Any]) -> None:
+    """Run what the flags and the config files say."""
     from . import running
 
     configs, plan_only = given.pop("config"), given.pop("plan_only")
+    config = running.make(configs, {**flags_of(given, chosen), "task": task})
+    running.start(config, plan_only=plan_only)
+
+
+def flags_of(given: dict[str, Any], chosen: dict[str, Any]) -> dict[str, Any]:
+    """The flags as values of a `RunConfig`, the task's own among the options."""
     options = parse_options(given.pop("option"))
     options |= {key: value for key, value in chosen.items() if value is not None}
     for name in ("batch_tokens", "devices"):
         given[name] = parse_auto(f"--{name.replace('_', '-')}", given[name])
-    running.start(configs, {**given, "task": task, "options": options}, plan_only=plan_only)
+    return {**given, "options": options}
 
 
 def split_list(values: list[str] | None) -> list[str] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import typer
 from rich.console import Console
 
 from .. import launch
+from ..api import Rows
 from ..catalog import discover
 from ..config import RunConfig, make_config, read_config
 from ..cores import share_cores
@@ -22,16 +24,24 @@ from ..machine import amount
 from ..ranks import TOGETHER
 from ..run import Forecast, Report, run
 from ..run import plan_only as plan
-from ..screen import ConsoleScreen, Screen, counted, plan_lines, rows
+from ..screen import ConsoleScreen, Screen, counted, plan_lines
+from ..screen import rows as counted_rows
 from ..storage import free_bytes
 from ..strategy import describe
 from ..turns import PeerFailed
 from ..world import World
 
 
-def start(configs: list[Path] | None, flags: dict[str, Any], *, plan_only: bool) -> None:
-    """Run, or only plan; exit 130 or 143 when a signal ended it, 1 when rows are missing."""
-    config = make_config(merged_values(configs, flags))
+def make(configs: list[Path] | None, flags: dict[str, Any]) -> RunConfig:
+    """What the config files say, overruled by the flags that were given."""
+    return make_config(merged_values(read_config(configs or []), flags))
+
+
+def start(config: RunConfig, *, plan_only: bool, rows: Rows | None = None) -> None:
+    """Run, or only plan; exit 130 or 143 when a signal ended it, 1 when rows are missing.
+
+    `rows` stand for those of the config's data.
+    """
     world = join(os.environ)
     # A shell that srun gave is a rank of its own; --devices there starts some below it.
     ours = os.environ.get(LAUNCHER) == LOCAL
@@ -42,11 +52,11 @@ def start(configs: list[Path] | None, flags: dict[str, Any], *, plan_only: bool)
     share_cores(world, os.environ)
     if plan_only:
         if world.rank == 0:
-            show_plan(config, plan(config, discover(), world=world))
+            show_plan(config, plan(config, discover(), rows=rows, world=world))
         return
     screen = ConsoleScreen(Console(stderr=True)) if world.rank == 0 else Screen()
     try:
-        report = run(config, discover(), screen, world=world)
+        report = run(config, discover(), screen, rows=rows, world=world)
     except PeerFailed:
         raise typer.Exit(TOGETHER if ours else 1) from None
     except MgenError as error:
@@ -75,9 +85,8 @@ def start_ranks(config: RunConfig) -> None:
         raise typer.Exit(launch.start_local(count, bind=config.bind))
 
 
-def merged_values(paths: list[Path] | None, flags: dict[str, Any]) -> dict[str, Any]:
-    """What the config files say, overruled by the flags that were given."""
-    values = read_config(paths or [])
+def merged_values(values: Mapping[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
+    """Values of a `RunConfig`, overruled by the flags that were given."""
     given = {
         key: _plain(value)
         for key, value in flags.items()
@@ -117,5 +126,7 @@ def show_end(screen: ConsoleScreen, report: Report) -> None:
         return
     screen.say("done", f"{report.done:,} of {report.rows:,} rows in {report.folder}")
     if report.failed:
-        screen.say("set aside", f"{rows(report.failed)}, reasons in {report.folder / 'failed'}")
+        screen.say(
+            "set aside", f"{counted_rows(report.failed)}, reasons in {report.folder / 'failed'}"
+        )
     screen.say("next", f"mgen merge {report.folder}")

@@ -7,30 +7,17 @@ far as the new one has them too.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Union
-
-import yaml
+from typing import Any
 
 from ..errors import MgenError
 from . import classes
 from .classes import Names, choices
+from .sources import SECTIONS, SINGLE, Source, about, parse_value, read_yaml
 
-Source = Union[Path, tuple[str, str]]
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
-SECTIONS = ("trainer", "model", "data", "optimizer", "lr_scheduler")
-SINGLE = ("ckpt_path", "seed_everything", "return_predictions", "verbose")
-CONFIG = ("--config", "-c")
-CKPT = ("ckpt", "ckpt-path")  # as our own command line spells it
-_TEXT = classes.words(
-    "ckpt_path config_name cv_fold_id_col filetype id_col in_cols out_cols output_dir path "
-    "test_split_files test_split_name train_split_files train_split_name valid_split_files "
-    "valid_split_name x_col y_col"
-)
 
 
 @dataclass(frozen=True)
@@ -68,7 +55,7 @@ def merge_configs(sources: Sequence[Source]) -> Foreign:
             flag, value = source[0].lstrip("-"), source[1]
             with about(f"--{flag} {value}"):
                 path = flag.split(".")
-                state = ROOT.put(state, path, _value(path[-1], value), "")
+                state = ROOT.put(state, path, parse_value(path[-1], value), "")
     return _foreign(state)
 
 
@@ -314,110 +301,3 @@ ROOT = Group(
         **dict.fromkeys((*SECTIONS[3:], *SINGLE), Place()),
     }
 )
-
-# --------------------------------------------------------------------------- text
-
-
-class _Loader(yaml.SafeLoader):
-    """Plain YAML, but 1e-4 is a number and a date is text, as ModelGenerator reads them."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [pair for pair in pairs if not pair[0].endswith((":timestamp", ":float"))]
-    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"[-+]?([0-9][0-9_]*)?\.[0-9_]+([eE][-+]?[0-9]+)?$|[-+]?[0-9][0-9_]*\.([eE][-+]?[0-9]+)?$"
-        r"|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"
-    ),
-    list("-+0123456789."),
-)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a file. Raises `MgenError` for anything else, and for tags that run code."""
-    try:
-        found = parse_yaml(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise MgenError(f"cannot be read: {error.strerror}", "check --config") from error
-    except UnicodeDecodeError as error:
-        raise MgenError("not a text file", "check --config") from error
-    if not isinstance(found, dict):
-        raise MgenError("holds no keys", "write `key: value` lines, as `model: Embed`")
-    return found
-
-
-def parse_yaml(text: str) -> Any:
-    """What a text says. Raises `MgenError`."""
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1} " if mark else ""
-        problem = str(getattr(error, "problem", None) or "it cannot be parsed")
-        if "python/" in problem:
-            raise MgenError(
-                f"{where}has a tag that runs Python: {problem}", "it is not followed: take it out"
-            ) from error
-        raise MgenError(f"{where}is not YAML: {problem}", "mend that line") from error
-
-
-@contextmanager
-def about(name: object) -> Iterator[None]:
-    """Put the name of what is read before the errors within."""
-    try:
-        yield
-    except MgenError as error:
-        error.what = f"{name}: {error.what}"
-        raise
-
-
-def is_foreign(path: Path) -> bool:
-    """Whether a config file is ModelGenerator's rather than ours. Raises `MgenError`."""
-    with about(path):
-        found = read_yaml(path)
-    keys = {str(key).split(".")[0] for key in found}
-    return bool(keys & {"trainer", "model", *SINGLE}) or isinstance(found.get("data"), dict)
-
-
-def read_arguments(arguments: Sequence[str]) -> tuple[list[Source], list[str]]:
-    """Words of a command line: ModelGenerator's, in their order, and the rest.
-
-    Theirs are `--config`, `--ckpt_path` and everything below `--model`, `--data`, `--trainer`.
-    Raises `MgenError` for one of them without a value.
-    """
-    sources: list[Source] = []
-    rest: list[str] = []
-    words = iter(arguments)
-    for word in words:
-        if word == "--":
-            rest += [word, *words]
-            break
-        flag, equals, value = word.partition("=")
-        name = flag.removeprefix("--")
-        if flag not in CONFIG and not _is_theirs(flag):
-            rest.append(word)
-            continue
-        if not equals and (found := next(words, None)) is None:
-            raise MgenError(f"{flag} has no value", f"write {flag} VALUE")
-        value = value if equals else str(found)
-        if flag in CONFIG:
-            sources.append(Path(value))
-        else:
-            sources.append(("ckpt_path" if name in CKPT else name, value))
-    return sources, rest
-
-
-def _is_theirs(flag: str) -> bool:
-    name = flag.removeprefix("--")
-    first = name.split(".")[0].removesuffix("+")
-    return flag.startswith("--") and (first in SECTIONS or name in (*SINGLE, *CKPT))
-
-
-def _value(name: str, text: str) -> Any:
-    """A flag's value: YAML, but names of columns and files stay as they were typed."""
-    found = parse_yaml(text)
-    scalar = found is not None and not isinstance(found, (list, dict))
-    return text if scalar and name.removesuffix("+") in _TEXT else found

@@ -16,9 +16,11 @@ from ..api import BackboneCard
 from ..config import RunConfig
 from ..errors import MgenError
 from . import classes
-from .classes import WRITER, choices, own_name
-from .data import Cut, HubSplits, Rules, find_splits, hub_splits, make_rules
+from .classes import choices, own_name
+from .files import HubSplits, find_splits, hub_splits
 from .merging import Block, Foreign, block
+from .rows import Cut, Rules, make_rules
+from .trainer import find_writer, output_of, trainer_values, training_callbacks
 
 Kept = Literal["all", "lora", "nothing"]
 
@@ -80,18 +82,18 @@ def translate(
     batch_size = int((foreign.data.args if foreign.data else {}).get("batch_size") or 128)
     head = _head(model, foreign.data, notes)
     values, rows = _data(foreign.data, data, splits)
-    writer = _writer(foreign.callbacks, notes)
+    writer = find_writer(foreign.callbacks, notes)
     options = {**_task_options(model.name, head), **_backbone_options(backbone, card, notes)}
     values = {
         "task": TASKS[model.name],
         "backbone": card.name,
         **values,
-        **_output(writer, notes),
+        **output_of(writer, notes),
         **_length(backbone, card, notes),
-        **_trainer(foreign.trainer, batch_size, notes),
+        **trainer_values(foreign.trainer, batch_size, notes),
         "options": options,
     }
-    ignored = [*foreign.ignored, *_ignored(foreign.callbacks)]
+    ignored = [*foreign.ignored, *training_callbacks(foreign.callbacks)]
     return Translated(
         values={key: value for key, value in values.items() if value is not None},
         rows=rows,
@@ -119,7 +121,7 @@ def as_yaml(translated: Translated) -> str:
         comments.append(f"fine-tuned: add --ckpt {translated.ckpt}")
     import yaml
 
-    text = yaml.safe_dump(ordered, sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(ordered, sort_keys=False, allow_unicode=True, width=1000)
     return "".join(f"# {line}\n" for line in comments) + text
 
 
@@ -236,9 +238,10 @@ def _adapter(adapter: Block | None, task: str, legacy: bool) -> Block:
 
 
 def _normalized(data: Block | None) -> bool:
-    if data is None or "Regression" not in data.name:
+    if data is None:
         return False
-    return data.args.get("normalize") is not False
+    usual = data.name == "SequenceRegressionDataModule"
+    return _flag(data.args, "normalize", default=usual)
 
 
 def _labels(data: Block | None) -> tuple[str, ...]:
@@ -353,9 +356,11 @@ def _data(
     columns = _columns(module) if module else {}
     letters = _letters(module, columns["x_col"]) if module else None
     if given:
-        rules = Rules(path="")
-        cut = Cut(rules, "", whole=True, letters=letters) if letters else None
-        return {"data": tuple(given), **columns}, cut
+        # Defaults are for another table: only the columns that somebody wrote count.
+        told = {"x_col": {"x_col", "in_cols"}, "id_col": {"id_col"}}
+        written = {key: name for key, name in columns.items() if args.keys() & told[key]}
+        cut = Cut(Rules(path=""), "", whole=True, letters=letters) if letters else None
+        return {"data": tuple(given), **written}, cut
     if args.get("class_filter"):
         raise MgenError("class_filter is not supported: it may change the rows", "take it out")
     rules = make_rules(args)
@@ -416,118 +421,6 @@ def _reader(files: Sequence[str], extra: Mapping[str, Any] | None) -> str | None
         return "tsv" if separator == "\t" else "csv"
     # Our jsonl reader says what to do when such a file holds an array.
     return "jsonl" if any(".json" in Path(name).suffixes for name in files) else None
-
-
-# --------------------------------------------------------------------------- trainer and writer
-
-
-def _writer(callbacks: Sequence[Block], notes: list[str]) -> dict[str, Any]:
-    found = [one for one in callbacks if own_name(one.path) == WRITER]
-    if len(found) > 1:
-        notes.append(f"{len(found)} PredictionWriters: only the last one counts")
-    return dict(found[-1].args) if found else {}
-
-
-def _output(writer: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
-    if not writer:
-        notes.append("no PredictionWriter, without which ModelGenerator writes nothing")
-        return {}
-    form = writer.get("filetype")
-    if form not in (None, "pt", "tsv"):
-        raise MgenError(f"PredictionWriter has no filetype {form!r}", choices(str(form), FORMATS))
-    folder = writer.get("output_dir")
-    return {"output": Path(folder) if folder else None, "writer": form}
-
-
-FORMATS = ("pt", "tsv")
-
-
-def _ignored(callbacks: Sequence[Block]) -> list[str]:
-    """Callbacks of training. Raises `MgenError` for one that we do not know."""
-    found = []
-    for one in callbacks:
-        name = own_name(one.path)
-        if name == WRITER:
-            continue
-        if name is not None and name not in classes.LIGHTNING_CALLBACKS:
-            hint = choices(name, classes.CALLBACKS)
-            raise MgenError(f"no callback {one.path!r}", f"{hint}; those of Lightning are ignored")
-        found.append(f"trainer.callbacks.{one.name}")
-    return found
-
-
-def _trainer(trainer: Mapping[str, Any], batch_size: int, notes: list[str]) -> dict[str, Any]:
-    if trainer.get("accelerator") == "cpu":
-        notes.append("accelerator cpu: a GPU is used where there is one (CUDA_VISIBLE_DEVICES=)")
-    devices = _devices(trainer.get("devices"))
-    nodes = int(trainer.get("num_nodes") or 1)
-    return {
-        "precision": _precision(trainer.get("precision"), notes),
-        "devices": devices,
-        "num_nodes": nodes if nodes > 1 else None,
-        "strategy": _strategy(trainer.get("strategy"), notes),
-        "limit": _limit(trainer, batch_size * (devices or 1) * nodes),
-    }
-
-
-def _precision(given: Any, notes: list[str]) -> str:
-    name = "32-true" if given is None else str(given)
-    if name not in PRECISIONS:
-        raise MgenError(f"no precision {name!r}", choices(name, PRECISIONS))
-    if name.startswith(("16", "64", "transformer-engine")):
-        notes.append(f"precision {name}: computed in 32-true")
-    return PRECISIONS[name]
-
-
-PRECISIONS = {
-    **dict.fromkeys(("32-true", "32", "64-true", "64"), "fp32"),
-    **dict.fromkeys(("16-mixed", "16-true", "16"), "fp32"),
-    **dict.fromkeys(("transformer-engine", "transformer-engine-float16"), "fp32"),
-    **dict.fromkeys(("bf16-mixed", "bf16-true", "bf16"), "bf16"),
-}
-
-
-def _devices(given: Any) -> int | None:
-    if isinstance(given, str) and "," in given:
-        given = [one for one in given.split(",") if one]
-    if isinstance(given, (list, tuple)):
-        return len(given)
-    if given in (None, "auto", -1, "-1"):
-        return None
-    try:
-        return int(given)
-    except (TypeError, ValueError) as error:
-        raise MgenError(f"trainer.devices is {given!r}", "give a number, or auto") from error
-
-
-def _strategy(given: Any, notes: list[str]) -> str | None:
-    path = str(given.get("class_path") if isinstance(given, Mapping) else given or "auto")
-    name = path.rpartition(".")[2].removesuffix("Strategy").lower()
-    kind = next((kind for kind in STRATEGIES if name.startswith(kind)), None)
-    if kind is None:
-        raise MgenError(f"no strategy {path!r}", choices(name, STRATEGIES))
-    if STRATEGIES[kind]:
-        return "replicate"
-    if kind in ("fsdp", "deepspeed"):
-        notes.append(f"{path}: shards where the model needs it (--strategy zero3: always)")
-    return None
-
-
-# Whether each rank has the whole model, come what may.
-STRATEGIES = {"auto": False, "ddp": True, "fsdp": False, "deepspeed": False, "single": False}
-
-
-def _limit(trainer: Mapping[str, Any], rows: int) -> int | None:
-    """Rows of so many batches, where the trainer stops early."""
-    fast, limit = trainer.get("fast_dev_run"), trainer.get("limit_predict_batches")
-    batches = int(fast) if fast else limit
-    if batches is None or (batches == 1 and isinstance(batches, float)):
-        return None
-    if not isinstance(batches, int) or batches < 1:
-        raise MgenError(
-            f"limit_predict_batches {batches} is not supported", "use --limit N, which counts rows"
-        )
-    return int(batches) * rows
 
 
 # --------------------------------------------------------------------------- values

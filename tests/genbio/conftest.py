@@ -30,14 +30,14 @@ TOKENS = {"rnabert": 16, "fm4bio": 128}
 
 @pytest.fixture
 def mgen(tmp_path):
-    """`mgen(*words, code=0)`: run it in the test's folder; what it said on stderr."""
+    """`mgen(*words, code=0)`: run it in the test's folder, or `cwd`; what it said on stderr."""
 
-    def run(*words, code=0):
+    def run(*words, code=0, cwd=tmp_path):
         done = subprocess.run(
             [sys.executable, "-m", "mgen_core", *map(str, words)],
             capture_output=True,
             text=True,
-            cwd=tmp_path,
+            cwd=cwd,
         )
         assert done.returncode == code, done.stderr
         assert "Traceback" not in done.stderr

@@ -23,7 +23,7 @@ HERE = FAULT.get("rank") == os.environ.get("RANK", "0")
 
 
 class Faults:
-    """What happens in a pass; `over` a number of tokens, `after` a number of passes."""
+    """What happens in a place; `over` a number of tokens, `after` a number of passes."""
 
     passes = 0
 
@@ -31,8 +31,8 @@ class Faults:
         self.passes += 1
         time.sleep(PAUSE_S)
 
-    def at(self, place, tokens):
-        over, after = int(FAULT.get("over", -1)), int(FAULT.get("after", 0))
+    def at(self, place, tokens=0):
+        over, after = int(FAULT.get("over", -1)), int(FAULT.get("after", -1))
         if not (HERE and FAULT["place"] == place and tokens > over and self.passes > after):
             return
         if FAULT["kind"] == "memory":
@@ -43,11 +43,16 @@ class Faults:
         os.kill(os.getpid(), getattr(signal, FAULT["kind"]))
 
 
+faults = Faults()
+faults.at("import")
+
+
 def load(card, options):
-    backbone, faults = DUMMY.load(DUMMY, options), Faults()
+    backbone = DUMMY.load(DUMMY, options)
     build = backbone.build
 
     def build_faulty():
+        faults.at("build")
         module = build()
         watch(module.embeddings, lambda inputs: len(inputs["tokens"]), "before")
         watch(module.blocks[1].mlp, len, "layer")

@@ -39,4 +39,5 @@ class OneHot(Sequences):
     def forward(self, module: nn.Module, inputs: Inputs, want: Want) -> Activations:
         tokens, mask = cast(Tensor, inputs["tokens"]), cast(Tensor, inputs["mask"])
         stream = torch.eye(self.width, device=tokens.device)[tokens]
-        return Activations(unpack(stream, inputs["slots"], *mask.shape), mask)
+        hidden = unpack(stream, inputs["slots"], *mask.shape)
+        return Activations(hidden, mask, tokens=inputs.get("real"))

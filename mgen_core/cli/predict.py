@@ -1,0 +1,140 @@
+"""`mgen predict`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+from typer.core import TyperCommand
+
+from ..join import LAUNCHER, LOCAL
+from . import options as o
+
+if TYPE_CHECKING:
+    from ..catalog import Catalog
+    from ..modelgenerator.translation import Translated
+
+
+class PredictCommand(TyperCommand):
+    """Takes ModelGenerator's own words (--model.backbone X, --ckpt_path F) out of the line first.
+
+    Their order counts, among themselves and with `--config`.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        from ..modelgenerator.sources import read_arguments
+
+        ctx.meta["sources"], rest = read_arguments(args)
+        return super().parse_args(ctx, rest)
+
+
+def start(task: str | None, given: dict[str, Any], chosen: dict[str, Any]) -> None:
+    """Make one config of all that was given, then run as any other command."""
+    from ..catalog import discover
+    from ..config import make_config, read_config
+    from ..modelgenerator.sources import is_foreign
+    from ..table import open_sources
+    from . import running
+
+    sources, printing = chosen.pop("sources"), chosen.pop("print_config")
+    plan_only = given.pop("plan_only")
+    given.pop("config")
+    flags = {**o.flags_of(given, chosen), "task": task}
+    ours = [source for source in sources if isinstance(source, Path) and not is_foreign(source)]
+    theirs = [source for source in sources if source not in ours]
+    if all(not isinstance(source, Path) and source[0] == "ckpt_path" for source in theirs):
+        flags["ckpt"] = Path(theirs[-1][1]) if theirs else None
+        return running.start(running.make(ours, flags), plan_only=plan_only)
+    found = translated(theirs, flags["data"] or (), discover())
+    values = running.merged_values(found.values, running.merged_values(read_config(ours), flags))
+    if printing:
+        from ..modelgenerator.translation import as_yaml
+
+        typer.echo(as_yaml(replace(found, values=values)), nl=False)
+        return None
+    config = make_config(values)
+    chosen_rows = found.rows.of(open_sources(config, discover())) if found.rows else None
+    if os.environ.get("RANK", "0") == "0" and os.environ.get(LAUNCHER) != LOCAL:
+        for note in [*found.notes, chosen_rows.sentence if chosen_rows is not None else ""]:
+            if note:
+                typer.echo(f"note      {note}", err=True)
+    running.start(config, plan_only=plan_only, rows=chosen_rows)
+    return None
+
+
+def translated(
+    sources: Sequence[Path | tuple[str, str]], data: Sequence[str], catalog: Catalog
+) -> Translated:
+    """ModelGenerator's files and flags, in our own terms."""
+    from ..api import BackboneCard
+    from ..modelgenerator.merging import merge_configs
+    from ..modelgenerator.translation import translate
+
+    cards = [offer.card for offer in catalog.offers(BackboneCard)]
+    found = translate(merge_configs(sources), cards, data)
+    lora = found.lora and {name: found.lora[name] for name in ("r", "alpha", "rslora")}
+    tuned = {"ckpt": found.ckpt, "lora": lora if found.ckpt else None}
+    return replace(found, values={**found.values, **tuned})
+
+
+@o.run_command(start=start)
+def predict(
+    ctx: typer.Context = None,  # type: ignore[assignment]  # typer gives one
+    ckpt: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--ckpt",
+            "--ckpt_path",
+            metavar="FILE",
+            help="The fine-tuned model's checkpoint.",
+            rich_help_panel=o.MODEL,
+        ),
+    ] = None,
+    label_mean: Annotated[
+        Optional[str],
+        typer.Option(
+            metavar="NUMBER,...",
+            rich_help_panel=o.OUTPUT,
+            help="Of the labels in training, where it normalised them: gives label units.",
+        ),
+    ] = None,
+    label_std: Annotated[
+        Optional[str],
+        typer.Option(metavar="NUMBER,...", help="Likewise.", rich_help_panel=o.OUTPUT),
+    ] = None,
+    top_pairs: Annotated[
+        Optional[int],
+        typer.Option(
+            metavar="N",
+            rich_help_panel=o.OUTPUT,
+            help="Of predicted pairs of residues, only the N most probable ones a row.",
+        ),
+    ] = None,
+    print_config: Annotated[
+        bool,
+        typer.Option(
+            "--print-config",
+            "--print_config",
+            rich_help_panel=o.RUN,
+            help="Print what the configs and flags come to as one short config, and stop.",
+        ),
+    ] = False,
+) -> dict[str, Any]:
+    """Predictions of a fine-tuned model, from ModelGenerator's config and checkpoint.
+
+    Its YAML is taken as it is, and its flags (--model.backbone X, --data.path Y) too.
+
+    Leaves a run directory; `mgen merge` makes one file of it.
+    """
+    # `ckpt` is here for its help: with its place among ModelGenerator's words it is in `sources`.
+    return {
+        "sources": ctx.meta["sources"],
+        "print_config": print_config,
+        "label_mean": label_mean,
+        "label_std": label_std,
+        "top_pairs": top_pairs,
+    }
