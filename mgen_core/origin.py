@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from .checkpoint import Checkpoint, open_checkpoint
 from .errors import WeightsError
@@ -12,6 +16,7 @@ from .lightning import open_lightning
 from .lora import FineTuned, Lora
 
 LORA = {"r", "alpha", "rslora"}
+LANGUAGE = "predictions."
 
 
 class Origin(NamedTuple):
@@ -38,9 +43,37 @@ def find_origin(weights: Path | None, ckpt: Path | None, lora: Mapping[str, Any]
     tuned = FineTuned(open_lightning(ckpt), base, make_lora(lora))
     adapter, scaler = tuned.heads()
     tensors = {key: adapter.tensor(key) for key in adapter.keys}
+    # A masked-language head that was trained on takes the place of the published one.
+    spoken = {f"cls.{key}": tensors.pop(key) for key in list(tensors) if key.startswith(LANGUAGE)}
     if scaler is not None:
         tensors |= {"scaler._mean": scaler[0], "scaler._std": scaler[1]}
-    return Origin(tuned if tuned.keys else base, Checkpoint(ckpt, tensors))
+    backbone: Checkpoint | None = tuned if tuned.keys else base
+    if spoken and backbone is not None:
+        backbone = Layered(Checkpoint(ckpt, spoken), backbone)
+    return Origin(backbone, Checkpoint(ckpt, tensors))
+
+
+class Layered(Checkpoint):
+    """A checkpoint over another: what both hold is that of the upper one."""
+
+    def __init__(self, upper: Checkpoint, lower: Checkpoint) -> None:
+        super().__init__(upper.path, {})
+        self.keys = {**lower.keys, **upper.keys}
+        self._layers = upper, lower
+
+    def tensor(self, key: str) -> Tensor:
+        return self._of(key).tensor(key)
+
+    def flat(self, key: str, start: int, stop: int) -> Tensor:
+        return self._of(key).flat(key, start, stop)
+
+    def digest(self) -> str:
+        both = [layer.digest() for layer in self._layers]
+        return hashlib.sha256(json.dumps(both).encode()).hexdigest()
+
+    def _of(self, key: str) -> Checkpoint:
+        upper, lower = self._layers
+        return upper if key in upper.keys else lower
 
 
 def make_lora(settings: Mapping[str, Any] | None) -> Lora | None:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from mgen_core import Row, Want, WeightsError, lightning
 from mgen_core.checkpoint import Checkpoint, SeededCheckpoint, TensorInfo, open_checkpoint
 from mgen_core.lightning import Lightning, StandIn, open_lightning
-from mgen_core.lora import BLOCK, FineTuned, Lora
+from mgen_core.lora import BLOCK, FineTuned, Lora, holds_backbone
 from mgen_core.weights import fill, match, parameters_on_meta
 
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
@@ -573,6 +573,17 @@ def test_full_fine_tuning_needs_no_base() -> None:
             assert found.tensor(name) is state[f"backbone.encoder.{name}"]
             assert torch.equal(found.flat(name, 1, 3), found.tensor(name).flatten()[1:3])
     assert found.path == Path("model.ckpt")
+
+
+def test_a_file_tells_whether_its_base_is_needed() -> None:
+    whole = {name: torch.ones(shape) for name, shape in BASE.items()}
+    plain = {f"backbone.encoder.{name}": x for name, x in whole.items()}
+    wrapped = {WRAPPED + name: x for name, x in whole.items()}
+    norm = {f"{WRAPPED}ln.modules_to_save.default.weight": torch.ones(4)}
+    bias = {QUERY + "base_layer.bias": torch.ones(6)}
+    for state, expected in ((plain, True), (wrapped | PAIRS, True), (HEAD, False), (PAIRS, False),
+                            (PAIRS | norm | bias, False)):  # fmt: skip
+        assert holds_backbone(Lightning(Path("model.ckpt"), state, {})) is expected
 
 
 def test_a_frozen_backbone_is_its_base() -> None:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+
 from ..api import BackboneCard
 from ..config import RunConfig
 from ..errors import MgenError
@@ -111,16 +113,17 @@ def translate(
 def as_yaml(translated: Translated) -> str:
     """The values as a config file of ours; what it cannot say is in comments above them."""
     order = [one.name for one in dataclasses.fields(RunConfig)]
-    values = {key: _plain(value) for key, value in translated.values.items()}
+    values = {key: _plain(v) for key, v in translated.values.items() if v is not None}
     ordered = dict(sorted(values.items(), key=lambda pair: _place(order, pair[0])))
     comments = [*translated.notes]
-    if translated.rows is not None and not translated.rows.whole:
-        cut = translated.rows
+    if (cut := translated.rows) is not None and not cut.whole:
         comments.append(f"ModelGenerator takes a part of these rows ({cut.why()}), this file all")
-    if translated.ckpt is not None:
+    if cut is not None and cut.letters is not None:
+        comments.append(
+            "ModelGenerator cuts {} to {} letters, this file does not".format(*cut.letters)
+        )
+    if translated.ckpt is not None and "ckpt" not in values:
         comments.append(f"fine-tuned: add --ckpt {translated.ckpt}")
-    import yaml
-
     text = yaml.safe_dump(ordered, sort_keys=False, allow_unicode=True, width=1000)
     return "".join(f"# {line}\n" for line in comments) + text
 
@@ -285,18 +288,12 @@ _TRAINING_FIELDS = classes.words(
 def _changing(args: Mapping[str, Any], card: BackboneCard) -> dict[str, Any]:
     """The arguments given that our backbone would have to follow."""
     names = ("config_overwrites", "from_scratch", "model_init_args", "vocab_file")
-    found = {name: args[name] for name in names if args.get(name)}
-    fields = found.get("config_overwrites")
-    if isinstance(fields, Mapping):
+    given = {name: args.get(name) for name in names}
+    if isinstance(fields := given["config_overwrites"], Mapping):
         left = {key: value for key, value in fields.items() if key not in _TRAINING_FIELDS}
-        found = {**found, "config_overwrites": left} if left else _without(found)
-    if args.get("enable_rag") and "msa" not in card.takes:
-        found["enable_rag"] = True
-    return found
-
-
-def _without(found: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in found.items() if key != "config_overwrites"}
+        given["config_overwrites"] = left
+    given["enable_rag"] = bool(args.get("enable_rag")) and "msa" not in card.takes
+    return {name: value for name, value in given.items() if value}
 
 
 def _length(backbone: Block, card: BackboneCard, notes: list[str]) -> dict[str, Any]:

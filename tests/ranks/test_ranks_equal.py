@@ -14,13 +14,11 @@ ALL = [
     for devices in (1, 2, 3, 4)
 ]
 FEW = [
-    ("dna", "replicate", 3),
     ("dna", "zero3", 1),
-    ("dna", "zero3", 4),
     ("experts", "replicate", 2),
     ("experts", "zero3", 3),
     ("esm2", "zero3", 2),
-    ("antiberty", "zero3", 3),
+    ("antiberty", "zero3", 2),
 ]
 
 

@@ -69,6 +69,18 @@ def test_a_frozen_rank_ends_a_sharded_run(job, tmp_path, faults):
     assert re.search(r"rank 1 on \S+ is silent for \d+ s, last .*batch", error)
 
 
+@pytest.mark.parametrize(("rank", "place"), [(1, "import"), (0, "build"), (1, "build")])
+def test_a_rank_that_is_killed_before_anything_is_computed_ends_all(job, tmp_path, faults, rank,
+                                                                    place):  # fmt: skip
+    words, _ = job
+    fault = f"rank={rank} place={place} kind=SIGKILL"
+    started = start(*words, output=tmp_path / "run", devices=3, **faults, FAULT=fault)
+    ended = started.end(within=SOON_S)
+    assert ended.code == 1
+    assert f"rank {rank} (process " in ended.said and len(ended.errors) <= 1, ended.said
+    assert "the same command" in ended.said and "Traceback" not in ended.said
+
+
 @pytest.mark.parametrize("strategy", ["replicate", "zero3"])
 def test_a_disk_that_fails_on_one_rank_only(job, tmp_path, faults, strategy):
     words, expected = job
@@ -86,5 +98,5 @@ def test_a_disk_that_fails_on_one_rank_only(job, tmp_path, faults, strategy):
     if strategy == "replicate":
         assert min(parts_done(output, rank) for rank in (0, 2)) > 15, "the others did their share"
     (output / "parts/rank-00001").unlink()
-    run(*words, output=output, devices=3, strategy=strategy, **faults)
+    run(*words, output=output, **faults)
     assert digest(output) == expected

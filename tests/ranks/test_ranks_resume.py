@@ -77,7 +77,7 @@ def test_a_second_start_is_refused_as_long_as_a_rank_is_at_work(slow, faults, tm
 def test_a_finished_run_has_nothing_left_to_do(models, strategy):
     output = models.whole("dna")
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*.*")}
-    ended = run(*models.words("dna"), output=output, devices=3, strategy=strategy)
+    ended = run(*models.words("dna"), output=output, devices=2, strategy=strategy)
     assert "40 of 40 rows" in ended.said
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*.parquet")}.items() <= (
         before.items()
