@@ -11,10 +11,12 @@ from datetime import timedelta
 from typing import Any
 
 from .errors import MgenError, RunError
+from .join import has_ended
+from .turns import PeerFailed
 from .world import World
 
-COME_S = 600.0
-"""How long a rank may take to show up."""
+COME_S, TRY_S = 600.0, 5.0
+"""How long a rank may take to show up, and how long it is called for at a time."""
 
 BEAT_S = 1.0
 """How often a rank tells that it is alive."""
@@ -116,18 +118,24 @@ def open_store(world: World, *, first: bool) -> Any:
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     # torchrun keeps the store itself, also over the restarts of its ranks.
     kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    try:
-        store = TCPStore(
-            host,
-            port,
-            world_size=None,
-            is_master=first and world.rank == 0 and not kept,
-            timeout=timedelta(seconds=COME_S),
-            wait_for_workers=False,
-        )
-    except (RuntimeError, ValueError) as error:
-        raise RunError(
-            f"{world} cannot reach rank 0 at {host}:{port}: {str(error).splitlines()[0]}",
-            "check MASTER_ADDR and MASTER_PORT, and that the port is open between the hosts",
-        ) from error
+    began = time.monotonic()
+    while True:
+        try:
+            store = TCPStore(
+                host,
+                port,
+                world_size=None,
+                is_master=first and world.rank == 0 and not kept,
+                timeout=timedelta(seconds=TRY_S),
+                wait_for_workers=False,
+            )
+            break
+        except (RuntimeError, ValueError) as error:
+            if has_ended(0, os.environ):
+                raise PeerFailed("rank 0 has ended") from error
+            if world.rank == 0 or time.monotonic() - began > COME_S:
+                raise RunError(
+                    f"{world} cannot reach rank 0 at {host}:{port}: {str(error).splitlines()[0]}",
+                    "check MASTER_ADDR and MASTER_PORT, and that hosts reach each other's port",
+                ) from error
     return PrefixStore(f"mgen/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)

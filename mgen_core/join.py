@@ -20,6 +20,7 @@ from .world import World
 
 LAUNCHER, PARENT = "MGEN_LAUNCHER", "MGEN_PARENT"
 LOCAL = "local"
+FAILED = "MGEN_FAILED"  # a folder in which our launcher leaves a file for each rank that failed
 HERE = "127.0.0.1"
 DEFAULT_PORT = "29500"
 
@@ -300,6 +301,12 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind((HERE, 0))
         return int(listener.getsockname()[1])
+
+
+def has_ended(rank: int, environ: Mapping[str, str]) -> bool:
+    """Whether our own launcher has seen a rank fail, and has told the user."""
+    folder = environ.get(FAILED)
+    return folder is not None and os.path.exists(os.path.join(folder, str(rank)))
 
 
 def die_with_parent(parent: int | None = None) -> None:

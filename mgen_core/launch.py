@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from .cores import bound, share_of, socket_and_core, usable_cores
 from .errors import MgenError
-from .join import HERE, LAUNCHER, LOCAL, PARENT, free_port, listing
+from .join import FAILED, HERE, LAUNCHER, LOCAL, PARENT, free_port, listing
 from .ranks import TOGETHER
 
 MODULE = "mgen_core"
@@ -51,8 +52,8 @@ def start_local(count: int, *, bind: bool = False, command: Sequence[str] | None
     without it, and sharded ones notice by themselves. `bind` pins each to cores of its own.
     """
     words = list(command or [sys.executable, "-m", MODULE, *sys.argv[1:]])
-    with _hearing() as told:
-        ranks = _start_ranks(count, words, bind=bind)
+    with _hearing() as told, tempfile.TemporaryDirectory(prefix="mgen-") as failed:
+        ranks = _start_ranks(count, words, failed, bind=bind)
 
         def pass_on(number: int) -> None:
             for rank in ranks:
@@ -60,6 +61,8 @@ def start_local(count: int, *, bind: bool = False, command: Sequence[str] | None
 
         def ended(rank: int) -> None:
             code = ranks[rank].returncode
+            if code:  # who waits for it need not wait longer
+                Path(failed, str(rank)).touch()
             if code < 0 and not (told.signals and -code in _PASSED.values()):
                 _say(f"rank {rank} (process {ranks[rank].pid}) was killed by {_signal(-code)}")
                 if rank == 0:  # which tells it otherwise
@@ -73,9 +76,11 @@ def start_local(count: int, *, bind: bool = False, command: Sequence[str] | None
     return _exit_code([rank.returncode for rank in ranks], told.signals)
 
 
-def _start_ranks(count: int, words: Sequence[str], *, bind: bool) -> list[subprocess.Popen[bytes]]:
+def _start_ranks(
+    count: int, words: Sequence[str], failed: str, *, bind: bool
+) -> list[subprocess.Popen[bytes]]:
     cores = usable_cores()
-    environ = _environ(count, len(cores))
+    environ = _environ(count, len(cores)) | {FAILED: failed}
     if bind:
         cores.sort(key=socket_and_core)
     ranks: list[subprocess.Popen[bytes]] = []

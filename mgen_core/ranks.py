@@ -16,6 +16,7 @@ from typing import Any
 
 from .beats import BEAT_S, COME_S, LATE_S, SILENT_S, Beats, open_store
 from .errors import MgenError, RunError
+from .join import FAILED, has_ended
 from .manifest import difference
 from .turns import PeerFailed
 from .world import World
@@ -143,7 +144,9 @@ class Ranks:
             else:
                 found = self._wait(f"down/{number}", 0)
         except (RuntimeError, OSError) as error:  # what a broken connection raises
-            raise RunError("rank 0 is gone", AGAIN) from error
+            # Our own launcher tells who was killed; whoever failed otherwise has told why.
+            gone = PeerFailed if FAILED in os.environ else RunError
+            raise gone("rank 0 is gone", AGAIN) from error
         errors = {rank: told["error"] for rank, told in enumerate(found) if "error" in told}
         if errors:
             self._until_heard()
@@ -168,6 +171,8 @@ class Ranks:
         began = time.monotonic()
         while not self.store.check([key]):
             assert self.beats is not None
+            if has_ended(rank, os.environ):
+                raise PeerFailed(f"rank {rank} has ended")
             silent = self.beats.silent(rank)
             if silent is None and time.monotonic() - began > COME_S:
                 raise RunError(
