@@ -111,8 +111,8 @@ def open_store(world: World, *, first: bool) -> Any:
 
     Raises `RunError` when nobody answers.
     """
-    # Else a connection that is closed is worth twenty lines of C++ to it.
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # Else a connection that fails or is closed is worth twenty lines of C++ to it.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])

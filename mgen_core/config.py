@@ -42,6 +42,7 @@ class RunConfig:
     dtype: StoredDtype = "float32"
     precision: Precision = "auto"
     batch_tokens: int | None = None
+    batch_rows: int | None = None
     max_length: int | None = None
     too_long: Literal["fail", "truncate"] = "fail"
     on_error: Literal["skip", "stop"] = "skip"
@@ -56,7 +57,7 @@ class RunConfig:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("batch_tokens", "max_length", "limit", "devices", "num_nodes"):
+        for name in ("batch_tokens", "max_length", "limit", "devices", "num_nodes", "batch_rows"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise MgenError(f"{name} is {value}", "it must be 1 or more")

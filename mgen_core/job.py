@@ -68,7 +68,11 @@ class Job:
     def settings(self, batch_tokens: int) -> PlanSettings:
         """What the plan depends on, beside the rows."""
         return PlanSettings(
-            batch_tokens, self.max_tokens, self.config.too_long, self.backbone.packed
+            batch_tokens,
+            self.config.batch_rows,
+            self.max_tokens,
+            self.config.too_long,
+            self.backbone.packed,
         )
 
     def cost(self, rows: Sequence[Row]) -> int:

@@ -27,6 +27,7 @@ class PlanSettings:
     """Everything beside the rows that the plan depends on.
 
     - `batch_tokens`: most tokens computed in a batch; one longer row is a batch of its own.
+    - `batch_rows`: instead, so many neighbouring rows a batch, repeated ones too.
     - `packed`: the backbone computes no padding (`Backbone.packed`).
     - `max_tokens`: longest row, special tokens included; None: no limit.
     - `window_*`: a window closes when any of these is reached. They bound memory: rows are held,
@@ -34,6 +35,7 @@ class PlanSettings:
     """
 
     batch_tokens: int
+    batch_rows: int | None = None
     max_tokens: int | None = None
     too_long: TooLong = "fail"
     packed: bool = False
@@ -126,7 +128,10 @@ def windows(
     """Plan the rows, window by window; `row_bytes(tokens)` estimates a row's output."""
     batches = 0
     for first, entries, failures, notes in _measured(rows, backbone, settings, row_bytes):
-        cut = make_batches(merge_equal(entries), settings, batches)
+        if settings.batch_rows:
+            cut = neighbours(entries, settings.batch_rows, batches)
+        else:
+            cut = make_batches(merge_equal(entries), settings, batches)
         batches += len(cut)
         yield Window(first, len(entries) + len(failures), cut, tuple(failures), notes)
 
@@ -163,6 +168,15 @@ def make_batches(
     if held:
         batches.append(Batch(number + len(batches), tuple(held), computed))
     return tuple(batches)
+
+
+def neighbours(entries: Sequence[Entry], rows: int, number: int = 0) -> tuple[Batch, ...]:
+    """Batches of so many rows, in the order of the input: for models to which batches matter."""
+    cuts = [tuple(entries[first : first + rows]) for first in range(0, len(entries), rows)]
+    return tuple(
+        Batch(number + place, cut, max(entry.tokens for entry in cut) * len(cut))
+        for place, cut in enumerate(cuts)
+    )
 
 
 class Work(NamedTuple):
@@ -267,7 +281,7 @@ def _measured(
             tokens += entry.tokens
             size += row_bytes(entry.tokens)
         count = len(entries) + len(failures)
-        if (
+        if len(entries) % (settings.batch_rows or 1) == 0 and (
             count >= settings.window_rows
             or tokens >= settings.window_tokens
             or size >= settings.window_bytes

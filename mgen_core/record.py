@@ -41,6 +41,7 @@ def identify(
         "dtype": config.dtype,
         "precision": placement.precision,
         "batch_tokens": settings.batch_tokens,
+        "batch_rows": settings.batch_rows,
         "max_length": settings.max_tokens,
         "too_long": settings.too_long,
     }

@@ -154,3 +154,23 @@ def test_rows_with_fields_are_never_merged(order):
     rows = [Row(i, str(i), "ACGT", {"msa": i}) for i in range(3)][::order]
     (window,) = windows(iter(rows), letters(), PlanSettings(64))
     assert [len(e.rows) for b in window.batches for e in b.entries] == [1, 1, 1]
+
+
+def test_batches_of_neighbours_keep_the_order_and_repeats():
+    rows = [Row(n, str(n), text) for n, text in enumerate(["AAAA", "A", "AAAA", "AA", "!", "A"])]
+
+    class Letters(Backbone):
+        def prepare(self, row):
+            if row.data == "!":
+                raise RowError("illegal")
+            return row
+
+        def measure(self, row):
+            return len(row.data)
+
+    settings = PlanSettings(batch_tokens=1, batch_rows=2, window_rows=3)
+    planned = list(windows(rows, Letters(None, None), settings))
+    batches = [batch for window in planned for batch in window.batches]
+    assert [[row.index for row in batch.rows] for batch in batches] == [[0, 1], [2, 3], [5]]
+    assert [batch.number for batch in batches] == [0, 1, 2]
+    assert [batch.computed for batch in batches] == [8, 8, 1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -16,7 +16,33 @@ from . import options as o
 
 if TYPE_CHECKING:
     from ..catalog import Catalog
+    from ..config import RunConfig
+    from ..modelgenerator.rows import Chosen
     from ..modelgenerator.translation import Translated
+
+
+Ckpt = Annotated[
+    Optional[Path],
+    typer.Option(
+        "--ckpt",
+        "--ckpt_path",
+        metavar="FILE",
+        help="The fine-tuned model's checkpoint.",
+        rich_help_panel=o.MODEL,
+    ),
+]
+LabelMean = Annotated[
+    Optional[str],
+    typer.Option(
+        metavar="NUMBER,...",
+        rich_help_panel=o.OUTPUT,
+        help="Of the labels in training, where it normalised them: gives label units.",
+    ),
+]
+LabelStd = Annotated[
+    Optional[str],
+    typer.Option(metavar="NUMBER,...", help="Likewise.", rich_help_panel=o.OUTPUT),
+]
 
 
 class PredictCommand(TyperCommand):
@@ -32,38 +58,67 @@ class PredictCommand(TyperCommand):
         return super().parse_args(ctx, rest)
 
 
+@dataclass(frozen=True)
+class Asked:
+    """Values of a `RunConfig`, of all that was given, and ModelGenerator's share of them."""
+
+    values: dict[str, Any]
+    found: Translated | None = None
+
+    def open(self) -> tuple[RunConfig, Chosen | None]:
+        """The config, and the rows that stand for those of its data, if any do."""
+        from ..catalog import discover
+        from ..config import make_config
+        from ..table import open_sources
+
+        config = make_config(self.values)
+        cut = self.found.rows if self.found is not None else None
+        return config, cut.of(open_sources(config, discover())) if cut else None
+
+    def tell(self, rows: Chosen | None) -> None:
+        """Say once, whatever the number of ranks, what differs from ModelGenerator."""
+        if os.environ.get("RANK", "0") != "0" or os.environ.get(LAUNCHER) == LOCAL:
+            return
+        notes = self.found.notes if self.found is not None else []
+        for note in [*notes, rows.sentence if rows is not None else ""]:
+            if note:
+                typer.echo(f"note      {note}", err=True)
+
+
 def start(task: str | None, given: dict[str, Any], chosen: dict[str, Any]) -> None:
     """Make one config of all that was given, then run as any other command."""
-    from ..catalog import discover
-    from ..config import make_config, read_config
-    from ..modelgenerator.sources import is_foreign
-    from ..table import open_sources
     from . import running
 
-    sources, printing = chosen.pop("sources"), chosen.pop("print_config")
-    plan_only = given.pop("plan_only")
+    plan_only, printing = given.pop("plan_only"), chosen.pop("print_config")
+    asked = ask(task, given, chosen)
+    if printing and asked.found is not None:
+        from ..modelgenerator.translation import as_yaml
+
+        typer.echo(as_yaml(replace(asked.found, values=asked.values)), nl=False)
+        return
+    config, rows = asked.open()
+    asked.tell(rows)
+    running.start(config, plan_only=plan_only, rows=rows)
+
+
+def ask(task: str | None, given: dict[str, Any], chosen: dict[str, Any]) -> Asked:
+    """Configs and flags, ours and ModelGenerator's, as one."""
+    from ..catalog import discover
+    from ..config import read_config
+    from ..modelgenerator.sources import is_foreign
+    from . import running
+
+    sources = chosen.pop("sources")
     given.pop("config")
     flags = {**o.flags_of(given, chosen), "task": task}
     ours = [source for source in sources if isinstance(source, Path) and not is_foreign(source)]
     theirs = [source for source in sources if source not in ours]
     if all(not isinstance(source, Path) and source[0] == "ckpt_path" for source in theirs):
         flags["ckpt"] = Path(theirs[-1][1]) if theirs else None
-        return running.start(running.make(ours, flags), plan_only=plan_only)
+        return Asked(running.merged_values(read_config(ours), flags))
     found = translated(theirs, flags["data"] or (), discover())
-    values = running.merged_values(found.values, running.merged_values(read_config(ours), flags))
-    if printing:
-        from ..modelgenerator.translation import as_yaml
-
-        typer.echo(as_yaml(replace(found, values=values)), nl=False)
-        return None
-    config = make_config(values)
-    chosen_rows = found.rows.of(open_sources(config, discover())) if found.rows else None
-    if os.environ.get("RANK", "0") == "0" and os.environ.get(LAUNCHER) != LOCAL:
-        for note in [*found.notes, chosen_rows.sentence if chosen_rows is not None else ""]:
-            if note:
-                typer.echo(f"note      {note}", err=True)
-    running.start(config, plan_only=plan_only, rows=chosen_rows)
-    return None
+    flags = running.merged_values(read_config(ours), flags)
+    return Asked(running.merged_values(found.values, flags), found)
 
 
 def translated(
@@ -84,28 +139,9 @@ def translated(
 @o.run_command(start=start)
 def predict(
     ctx: typer.Context = None,  # type: ignore[assignment]  # typer gives one
-    ckpt: Annotated[
-        Optional[Path],
-        typer.Option(
-            "--ckpt",
-            "--ckpt_path",
-            metavar="FILE",
-            help="The fine-tuned model's checkpoint.",
-            rich_help_panel=o.MODEL,
-        ),
-    ] = None,
-    label_mean: Annotated[
-        Optional[str],
-        typer.Option(
-            metavar="NUMBER,...",
-            rich_help_panel=o.OUTPUT,
-            help="Of the labels in training, where it normalised them: gives label units.",
-        ),
-    ] = None,
-    label_std: Annotated[
-        Optional[str],
-        typer.Option(metavar="NUMBER,...", help="Likewise.", rich_help_panel=o.OUTPUT),
-    ] = None,
+    ckpt: Ckpt = None,
+    label_mean: LabelMean = None,
+    label_std: LabelStd = None,
     top_pairs: Annotated[
         Optional[int],
         typer.Option(

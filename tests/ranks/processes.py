@@ -65,6 +65,7 @@ class Started:
         self.process = subprocess.Popen(
             [*words, "--output", str(output)],
             env=environ,
+            cwd=output.parent,  # not the checkout: what is installed is meant
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             text=True,

@@ -53,7 +53,6 @@ HEADS = (r"cls\..*", r"output_embed\..*")
 class EncoderBackbone(Sequences):
     """An encoder of one family, with the weights and config of one model."""
 
-    packed = True
     units = ("Block",)
     keep_float32 = (r"blocks\.\d+\.mlp\.router_weight",)
 
@@ -62,7 +61,7 @@ class EncoderBackbone(Sequences):
         self.family = family
         # Random parameters are drawn by name: joined ones would be others.
         self.fuse = options.fuse and options.weights is not None
-        self.eager = family.eager and options.tokens == "reference"
+        self.eager = options.pads or (family.eager and options.tokens == "reference")
         self.config = self.read_config(card, options)
         self.depth: int | None = self.config.depth if self.config else None
         self.vocabulary = family.vocabulary.tokens

@@ -96,7 +96,7 @@ def mix(query: Tensor, key: Tensor, value: Tensor, inputs: Inputs) -> Tensor:
 def mix_eagerly(query: Tensor, key: Tensor, value: Tensor, inputs: Inputs, turned: bool) -> Tensor:
     """The same, padded, in the steps of the reference: its very bits, for more time and memory."""
     shape, slots = inputs["mask"].shape, inputs["slots"]
-    real = unpack(torch.ones_like(query[:, 0, :1], dtype=torch.bool), slots, *shape).squeeze(-1)
+    real = inputs["real"]
     q, k, v = (
         unpack(heads.flatten(1), slots, *shape).view(*shape, heads.shape[1], -1).transpose(1, 2)
         for heads in (query, key, value)

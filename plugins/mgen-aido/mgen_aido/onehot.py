@@ -40,4 +40,6 @@ class OneHot(Sequences):
         tokens, mask = cast(Tensor, inputs["tokens"]), cast(Tensor, inputs["mask"])
         stream = torch.eye(self.width, device=tokens.device)[tokens]
         hidden = unpack(stream, inputs["slots"], *mask.shape)
-        return Activations(hidden, mask, tokens=inputs.get("real"))
+        # ModelGenerator has no mask of these: padding counts as the first letter.
+        real = torch.ones_like(mask) if self.pads else inputs["real"]
+        return Activations(hidden, mask, tokens=real)

@@ -10,9 +10,13 @@ from mgen_core import BackboneOptions
 
 @dataclass(frozen=True)
 class TokenOptions(BackboneOptions):
-    """`tokens`: read sequences as people write them, or exactly as ModelGenerator reads them."""
+    """`tokens`: read sequences as people write them, or exactly as ModelGenerator reads them.
+
+    `pads`: compute padding too, for heads whose numbers depend on it there by mistake.
+    """
 
     tokens: Literal["clean", "reference"] = "clean"
+    pads: bool = False
 
 
 @dataclass(frozen=True)

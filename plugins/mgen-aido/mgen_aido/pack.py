@@ -18,8 +18,13 @@ from torch import Tensor
 Spans = tuple[tuple[int, int], ...]
 
 
-def pack(rows: Sequence[bytes], before: int = 0, after: int = 0) -> dict[str, Any]:
-    """Token ids of each row as one stream.
+PAD = b"\0"
+
+
+def pack(
+    rows: Sequence[bytes], before: int = 0, after: int = 0, *, pads: bool = False
+) -> dict[str, Any]:
+    """Token ids of each row as one stream; with `pads` all rows are as long as the longest.
 
     - `tokens`, `positions`: (T,) int64.
     - `spans`: the blocks of equal length, in stream order.
@@ -27,15 +32,19 @@ def pack(rows: Sequence[bytes], before: int = 0, after: int = 0) -> dict[str, An
     - `real`: (B, L) bool, True at tokens: not at padding.
     - `slots`: (T,) int64, where each token goes in B x L; None when the stream is in place.
     """
+    length = torch.tensor([len(row) for row in rows])[:, None]
+    if pads:
+        width = max(map(len, rows))
+        rows = [row.ljust(width, PAD) for row in rows]
     lengths = [len(row) for row in rows]
     order = sorted(range(len(rows)), key=lambda number: -lengths[number])
     width = lengths[order[0]]
     spans = tuple((len(list(same)), n) for n, same in groupby(lengths[row] for row in order))
     stream = bytearray(b"".join(rows[number] for number in order))
-    positions = torch.cat([torch.arange(length).repeat(count) for count, length in spans])
+    positions = torch.cat([torch.arange(size).repeat(count) for count, size in spans])
     starts = torch.tensor(order) * width
     counts = torch.tensor([lengths[number] for number in order])
-    column, length = torch.arange(width), torch.tensor(lengths)[:, None]
+    column = torch.arange(width)
     return {
         "tokens": torch.frombuffer(stream, dtype=torch.uint8).long(),
         "positions": positions,

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mgen_core import BackboneCard, Inputs, Row, RowError
+from mgen_core import BackboneCard, Inputs, MgenError, Row, RowError
 
 from .backbone import EncoderBackbone
 from .config import Config, Fields, parse
@@ -47,6 +47,8 @@ class RagBackbone(EncoderBackbone):
     path of an .npy file. Either may be null."""
 
     def __init__(self, card: BackboneCard, options: EncoderOptions) -> None:
+        if options.pads:
+            raise MgenError(f"{card.name} computes no padding", "leave out --option pads")
         super().__init__(card, options, RAG)
         self.exact = options.tokens == "reference"
         letters = RAG.vocabulary.letters + GAP

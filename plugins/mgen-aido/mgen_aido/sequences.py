@@ -19,6 +19,8 @@ class Sequences(Backbone):
         super().__init__(card, options)
         self.alphabet = vocabulary
         self.tokens = read_as(vocabulary, options.tokens)
+        self.pads = options.pads
+        self.packed = not options.pads
 
     def prepare(self, row: Row) -> Row:
         try:
@@ -61,7 +63,7 @@ class Sequences(Backbone):
     def collate(self, rows: Sequence[Row]) -> Inputs:
         before, after = bytes(self.alphabet.before), bytes(self.alphabet.after)
         ids = [before + self.tokens.encode(row.data) + after for row in rows]
-        return pack(ids, len(before), len(after))
+        return pack(ids, len(before), len(after), pads=self.pads)
 
 
 def looks_like_protein(text: object) -> bool:
