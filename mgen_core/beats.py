@@ -42,8 +42,12 @@ class Beats:
         self._heard: dict[int, tuple[str, float]] = {}
         self._cut = False
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="mgen-beats", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=work, name="mgen-beats", daemon=True)
+            for work in (self._talk, self._watch)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def silent(self, rank: int) -> float | None:
         """Seconds since a rank was last heard of; None when it never was."""
@@ -59,7 +63,7 @@ class Beats:
         """
         now = time.monotonic()
         return {
-            rank: _told(rank, said, now - when)
+            rank: _told(rank, said, None if self._cut else now - when)
             for rank, (said, when) in sorted(self._heard.items())
             if said != ENDED and (rank == 0 if self._cut else now - when > seconds)
         }
@@ -67,9 +71,10 @@ class Beats:
     def stop(self) -> None:
         """This rank is through; its silence means nothing from here on."""
         self._ended.set()
-        self._thread.join(timeout=LATE_S)
+        for thread in self._threads:
+            thread.join(timeout=LATE_S)
 
-    def _run(self) -> None:
+    def _talk(self) -> None:
         number = 0
         try:
             store = open_store(self.world, first=False)
@@ -78,13 +83,17 @@ class Beats:
                 told = {"number": number, "host": self.world.host, "where": self.where}
                 store.set(f"beat/{self.world.rank}", json.dumps(told))
                 self._listen(store)
-                self._warn(SILENT_S)
                 self._ended.wait(BEAT_S)
             store.set(f"beat/{self.world.rank}", ENDED)
         except (MgenError, RuntimeError, OSError):  # rank 0, or the launcher, took the store along
             self._cut = True
             if not self._ended.is_set():
                 self._warn(0.0)
+
+    def _watch(self) -> None:
+        """Look at the clock, apart from who talks: a call into a dead network takes minutes."""
+        while not self._ended.wait(BEAT_S):
+            self._warn(SILENT_S)
 
     def _listen(self, store: Any) -> None:
         now = time.monotonic()
@@ -101,9 +110,10 @@ class Beats:
             self.on_silence(gone)
 
 
-def _told(rank: int, said: str, seconds: float) -> str:
+def _told(rank: int, said: str, seconds: float | None) -> str:
     beat = json.loads(said)
-    return f"rank {rank} on {beat['host']} is silent for {seconds:.0f} s, last {beat['where']}"
+    how = "gone" if seconds is None else f"silent for {seconds:.0f} s"
+    return f"rank {rank} on {beat['host']} is {how}, last {beat['where']}"
 
 
 def open_store(world: World, *, first: bool) -> Any:

@@ -103,6 +103,9 @@ def make_config(values: Mapping[str, Any]) -> RunConfig:
     data = values["data"]
     # One path is one path, commas and all.
     values = {**values, "data": (data,) if isinstance(data, str) else data}
+    for name in ("batch_tokens", "devices"):
+        if values.get(name) == "auto":
+            values[name] = None
     if isinstance(values.get("weights"), Path):  # or a hub id
         values["weights"] = str(values["weights"])
     return checked(RunConfig, values)

@@ -65,15 +65,16 @@ def start_local(count: int, *, bind: bool = False, command: Sequence[str] | None
                 Path(failed, str(rank)).touch()
             if code < 0 and not (told.signals and -code in _PASSED.values()):
                 _say(f"rank {rank} (process {ranks[rank].pid}) was killed by {_signal(-code)}")
-                if rank == 0:  # which tells it otherwise
-                    _say("  try: when the others are through, start the same command again")
             if code == TOGETHER:  # a rank may be frozen: it does not end with its group
                 timer = threading.Timer(GRACE_S, _kill, [ranks])
                 timer.daemon = True
                 timer.start()
 
         _wait(ranks, told, pass_on, ended)
-    return _exit_code([rank.returncode for rank in ranks], told.signals)
+    codes = [rank.returncode for rank in ranks]
+    if not told.signals and any(codes) and all(code <= 0 or code == TOGETHER for code in codes):
+        _say("  try: start the same command again: it goes on from there")  # no rank could say it
+    return _exit_code(codes, told.signals)
 
 
 def _start_ranks(
@@ -237,6 +238,12 @@ def start_nodes(hostfile: Path | None, nodes: int | None, devices: int | None) -
     if runner.returncode < 0 and not told.signals:
         _say(f"DeepSpeed's launcher was killed by {_signal(-runner.returncode)}")
     return _exit_code([runner.returncode], told.signals)
+
+
+def hosts_of(hostfile: Path, nodes: int | None, devices: int | None) -> list[str]:
+    """The host of each rank that `start_nodes` would start."""
+    chosen = _chosen_hosts(hostfile, nodes, devices)
+    return [host for host, slots in chosen.items() for _ in range(devices or slots)]
 
 
 def _start_here(asked: int | None) -> int:

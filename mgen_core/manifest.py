@@ -6,6 +6,7 @@
     failed/rank-00000/batch-00000017.jsonl
     done/rank-00000.jsonl        one line a part: what it holds and its checksum
     run.lock                     held while a process is at work here
+    metrics.json                 of `mgen test`, with confusion.png or scatter.png
 
 Parts are found through the done-logs, never by looking what lies in the folder.
 """
@@ -27,7 +28,7 @@ FORMAT = 1
 RECORD = "run.json"
 LOCK = "run.lock"
 DIGESTS = ("input", "weights", "head")
-OURS = (RECORD, "parts", "done", "failed", LOCK)
+OURS = (RECORD, "parts", "done", "failed", LOCK, "metrics.json", "confusion.png", "scatter.png")
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ class Ranks:
                 sys.stderr.write(f"error: {'; '.join(gone.values())}\n  try: {AGAIN}\n")
                 sys.stderr.flush()
             time.sleep(1.0)  # what is being written becomes durable
-            os._exit(TOGETHER)
+            os._exit(TOGETHER if FAILED in os.environ else 1)
 
         self.beats.on_silence = end
 

@@ -55,6 +55,7 @@ def reopen(config: RunConfig, identity: dict[str, Any]) -> Manifest | None:
     folder = config.output
     if config.overwrite:
         return None
+    storage.remove_temporaries(folder)
     if not (folder / manifests.RECORD).exists():
         foreign = sorted(path.name for path in folder.iterdir() if path.name not in manifests.OURS)
         if foreign:

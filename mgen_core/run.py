@@ -120,24 +120,25 @@ def run(
 
 
 def plan_only(
-    config: RunConfig, catalog: Catalog, *, rows: Rows | None = None, world: World = ALONE
+    config: RunConfig, catalog: Catalog, hosts: Sequence[str] = ("",), *, rows: Rows | None = None
 ) -> Forecast:
-    """The plan that a run would follow; reads no weights, writes nothing."""
+    """The plan that a run of a rank on each of `hosts` would follow, were they like this one.
+
+    Reads no weights, writes nothing.
+    """
     job = open_job(config, catalog, rows=rows, download=False)
-    placement, settings = settle(job, world)
-    total, shares = Survey(), [Share() for _ in range(world.size)]
+    placement, settings = settle(job, ALONE)
+    total, shares = Survey(), [Share() for _ in hosts]
     for item in survey(job.windows(settings), job.row_bytes):
         if isinstance(item, Survey):
             total = item
             break
-        for share, batches in zip(shares, deal(item.batches, world.size)):
+        for share, batches in zip(shares, deal(item.batches, len(hosts))):
             share.batches += len(batches)
             share.tokens += sum(batch.computed for batch in batches)
     size, batch = weigh(job.backbone, job.task.needs, placement.dtype, total.largest)
     machine = this_machine(placement.device)
-    decision = choose(
-        size, batch, machine, [world.host] * world.size, config.strategy, config.offload
-    )
+    decision = choose(size, batch, machine, hosts, config.strategy, config.offload)
     return Forecast(job, total, shares, decision)
 
 

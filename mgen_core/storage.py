@@ -87,6 +87,12 @@ def append_lines(path: Path, lines: Sequence[str]) -> None:
         raise disk_error(error, path) from error
 
 
+def remove_temporaries(folder: Path) -> None:
+    """What writers that were killed have left in the folders of the ranks."""
+    for path in folder.glob(f"*/rank-*/.*{TEMPORARY}"):
+        remove(path)
+
+
 def remove(path: Path) -> None:
     """A file or a folder with all that is in it; nothing when it is not there."""
     try:
@@ -135,7 +141,14 @@ def lock(path: Path, *, shared: bool = False) -> Iterator[Lock]:
         raise disk_error(error, path) from error
     with file:
         held = Lock(file)
-        if not held._take(fcntl.LOCK_SH if shared else fcntl.LOCK_EX):
+        try:
+            taken = held._take(fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        except OSError as error:  # no locks on this disk
+            raise RunError(
+                f"cannot lock {path}: {error.strerror or error}",
+                "mount the disk with locks (Lustre: -o flock), or choose another --output",
+            ) from error
+        if not taken:
             file.seek(0)
             raise RunError(
                 f"another mgen ({file.read().strip() or 'unknown process'}) is at work in "

@@ -15,6 +15,7 @@ import ctypes
 import logging
 import math
 import os
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -48,6 +49,8 @@ M_MMAP_THRESHOLD = -3  # of malloc.h
 def connect(store: Any, world: World, device: torch.device) -> None:
     """Open the connections between all ranks. Raises `RunError` when they cannot be had."""
     backend = "nccl" if device.type == "cuda" else "gloo"
+    if world.local_size == world.size and sys.platform == "linux":
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # whatever is set for the cluster
     try:
         dist.init_process_group(
             backend,

@@ -289,7 +289,9 @@ def test_a_killed_rank_is_told_and_the_others_go_on(reports, capfd):
     out, err = capfd.readouterr()
     assert sorted(out.splitlines()) == ["rank 0 went on", "rank 2 went on"]
     pid = reports()[1]["pid"]
-    assert err == f"rank 1 (process {pid}) was killed by signal 9 (SIGKILL)\n"
+    told, hint = err.splitlines()
+    assert told == f"rank 1 (process {pid}) was killed by signal 9 (SIGKILL)"
+    assert "start the same command again" in hint
 
 
 def test_a_command_that_cannot_start_is_an_error():

@@ -11,7 +11,6 @@ from mgen_core.config import make_config
 from mgen_core.merge import Selection, read
 from mgen_core.run import plan_only, run
 from mgen_core.screen import Screen
-from mgen_core.world import World
 
 
 def sequences(count, seed=0):
@@ -205,7 +204,7 @@ def test_too_little_disk_is_told_before_anything_is_computed(tmp_path, monkeypat
 
 def test_plan_only_writes_nothing(tmp_path):
     data = toy.write_csv(tmp_path / "in.csv", ["AAAA", "AAAA", "CC", "!"])
-    forecast = plan_only(config(data, tmp_path / "run"), toy.catalog(), world=World(size=2))
+    forecast = plan_only(config(data, tmp_path / "run"), toy.catalog(), ["here", "here"])
     plan = forecast.plan
     assert (plan.rows, plan.failed, plan.distinct, plan.batches) == (4, 1, 2, 1)
     assert plan.tokens == 5 + 3 and plan.computed == 10

@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from ..errors import MgenError, Stopped
-from . import doctor, embed, infer, listing, merge, plugins, predict, run, status
+from . import doctor, embed, infer, listing, merge, plugins, predict, run, status, test
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -41,6 +41,7 @@ def mgen(
 app.command("embed")(embed.embed)
 app.command("infer")(infer.infer)
 app.command("predict", cls=predict.PredictCommand)(predict.predict)
+app.command("test", cls=predict.PredictCommand)(test.test)
 app.command("run")(run.run)
 app.command("merge")(merge.merge)
 app.command("status")(status.status)

@@ -48,11 +48,11 @@ def start(config: RunConfig, *, plan_only: bool, rows: Rows | None = None) -> No
     alone = world is None or (world.size == 1 and config.devices is not None and not ours)
     if alone and not plan_only:
         start_ranks(config)
-    world = world or World(size=launch.devices(config.devices) if plan_only else 1)
+    world = world or World()
     share_cores(world, os.environ)
     if plan_only:
         if world.rank == 0:
-            show_plan(config, plan(config, discover(), rows=rows, world=world))
+            show_plan(config, plan(config, discover(), planned_hosts(config, world), rows=rows))
         return
     screen = ConsoleScreen(Console(stderr=True)) if world.rank == 0 else Screen()
     try:
@@ -75,6 +75,13 @@ def start(config: RunConfig, *, plan_only: bool, rows: Rows | None = None) -> No
         raise typer.Exit(130 if report.signal == signal.SIGINT else 143)
     if world.rank == 0 and report.missing_batches:
         raise typer.Exit(1)
+
+
+def planned_hosts(config: RunConfig, world: World) -> list[str]:
+    """The host of each rank that a run would have."""
+    if config.hostfile is not None:
+        return launch.hosts_of(config.hostfile, config.num_nodes, config.devices)
+    return [world.host] * (world.size if world.size > 1 else launch.devices(config.devices))
 
 
 def start_ranks(config: RunConfig) -> None:
