@@ -17,6 +17,7 @@ import json
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,18 @@ FORMAT = 1
 RECORD = "run.json"
 LOCK = "run.lock"
 DIGESTS = ("input", "weights", "head")
-OURS = (RECORD, "parts", "done", "failed", LOCK, "metrics.json", "confusion.png", "scatter.png")
+OURS = (
+    RECORD,
+    "parts",
+    "done",
+    "failed",
+    LOCK,
+    "metrics.json",
+    "confusion.png",
+    "scatter.png",
+    "predict_predictions_0_*.pt",
+)
+"""Names, or patterns of them, of all that mgen leaves in a run directory; the record first."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +156,16 @@ class Manifest:
     def _whole(self, part: Done) -> bool:
         path = self.folder / part.file
         return path.is_file() and path.stat().st_size == part.bytes
+
+
+def is_ours(name: str) -> bool:
+    """Whether mgen leaves a file or folder of this name in a run directory."""
+    return any(fnmatch(name, pattern) for pattern in OURS)
+
+
+def ours(folder: Path) -> list[Path]:
+    """All that mgen has left in a run directory; the record first."""
+    return [path for pattern in OURS for path in folder.glob(pattern)]
 
 
 def write_lines(lines: Iterable[str], path: Path) -> None:

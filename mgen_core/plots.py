@@ -26,9 +26,11 @@ def confusion(
     path: Path, matrices: Sequence[Any], names: Sequence[str], titles: Sequence[str]
 ) -> None:
     """Counts by true (rows) and predicted class (columns), a matrix a title."""
-    figure, panels = _panels(len(matrices), max(3.0, 0.35 * min(len(names), NAMED) + 1.5))
+    shown = [_short(name) for name in names] if len(names) <= NAMED else []
+    room = 1.5 + 0.08 * max(map(len, shown), default=0)
+    figure, panels = _panels(len(matrices), max(3.0, 0.35 * min(len(names), NAMED) + room))
     for axes, matrix, title in zip(panels, matrices, titles):
-        _matrix(axes, np.asarray(matrix), [_short(name) for name in names])
+        _matrix(axes, np.asarray(matrix), shown)
         axes.set_title(_short(title), parse_math=False)
     _save(figure, path)
 
@@ -60,11 +62,10 @@ def _matrix(axes: Axes, counts: npt.NDArray[Any], names: Sequence[str]) -> None:
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="predicted", ylabel="true")
-    ticks = range(len(names)) if len(names) <= NAMED else []
-    shown = [names[number] for number in ticks]
-    axes.set_xticks(ticks, shown, rotation=90 if len(names) > 4 else 0, parse_math=False)
-    axes.set_yticks(ticks, shown, parse_math=False)
-    for (row, column), count in np.ndenumerate(counts) if len(names) <= NUMBERED else ():
+    flat = len(names) <= 4 and max(map(len, names), default=0) <= 8
+    axes.set_xticks(range(len(names)), names, rotation=0 if flat else 90, parse_math=False)
+    axes.set_yticks(range(len(names)), names, parse_math=False)
+    for (row, column), count in np.ndenumerate(counts) if len(counts) <= NUMBERED else ():
         shade = "white" if shares[row, column] > 0.5 else "black"
         axes.text(column, row, f"{count:,}", ha="center", va="center", color=shade, fontsize=8)
 

@@ -57,7 +57,7 @@ def reopen(config: RunConfig, identity: dict[str, Any]) -> Manifest | None:
         return None
     storage.remove_temporaries(folder)
     if not (folder / manifests.RECORD).exists():
-        foreign = sorted(path.name for path in folder.iterdir() if path.name not in manifests.OURS)
+        foreign = sorted(path.name for path in folder.iterdir() if not manifests.is_ours(path.name))
         if foreign:
             raise RunError(
                 f"{folder} is not empty and holds no run ({', '.join(foreign[:3])})",
@@ -99,9 +99,9 @@ def record(
             raise _another_run(begun.folder, versions or ["its plan differs"])
         return begun
     folder = job.config.output
-    for name in manifests.OURS:  # with --overwrite; the record first: nothing counts without it
-        if name != manifests.LOCK:
-            storage.remove(folder / name)
+    for path in manifests.ours(folder):  # with --overwrite; nothing counts without the record
+        if path.name != manifests.LOCK:
+            storage.remove(path)
     storage.make_folder(folder / "done")
     storage.make_folder(folder / "failed")
     failures.seek(0)

@@ -187,8 +187,8 @@ def folder_of(config: RunConfig) -> Iterator[storage.Lock]:
             yield lock
         except BaseException:
             if not (config.output / manifests.RECORD).exists():
-                for name in manifests.OURS:
-                    storage.remove(config.output / name)
+                for path in manifests.ours(config.output):
+                    storage.remove(path)
                 for made in new:
                     with contextlib.suppress(OSError):
                         made.rmdir()

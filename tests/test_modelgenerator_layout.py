@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from mgen_core import read
 from mgen_core.api import BackboneCard
 from mgen_core.catalog import discover
 from mgen_core.config import make_config
 from mgen_core.errors import MgenError
 from mgen_core.job import open_job
+from mgen_core.lightning import open_lightning
 from mgen_core.manifest import Manifest
 from mgen_core.merge import Selection, complete, selected
 from mgen_core.modelgenerator.layout import write_layout
@@ -26,7 +28,6 @@ GOLDEN = Path(__file__).parents[2] / "shared/golden"
 golden = pytest.mark.skipif(
     not GOLDEN.exists(), reason="needs the golden data in ../shared beside the checkout"
 )
-ROW_LEVEL = ("seqcls", "seqreg")
 
 
 def laid_out(folder, sources, **values):
@@ -128,10 +129,10 @@ def test_labels_that_training_normalised_are_left_out(name, tmp_path, monkeypatc
 
 @golden
 def test_labels_are_there_in_label_units(tmp_path, monkeypatch):
-    case_of("ckpt-seqreg-rna1m-mlppool-full", tmp_path, monkeypatch)
+    base = case_of("ckpt-seqreg-rna1m-mlppool-full", tmp_path, monkeypatch)
     sources = [Path("config.yaml"), Path("predict_pt.yaml"), ("ckpt_path", "model.ckpt")]
     units = {"label_mean": (1.0,), "label_std": (2.0,)}
-    first = laid_out(tmp_path / "run", sources, options=units)[0]
+    first = laid_out(tmp_path / "run", sources, options=units, **base)[0]
     truth = load(Path("predict_pt"))[0]
     torch.testing.assert_close(first["labels"], torch.tensor([[4.2581], [7.1583], [7.1129]]))
     torch.testing.assert_close(first["predictions"], truth["predictions"] * 2 + 1)
@@ -143,12 +144,31 @@ def test_a_scaled_regression_is_in_units_of_training(tmp_path, monkeypatch):
     case_of(name, tmp_path, monkeypatch)
     sources = [Path("config.yaml"), Path("predict_pt.yaml"), ("ckpt_path", "model.ckpt")]
     found, truth = laid_out(tmp_path / "run", sources), load(Path("predict_pt"))
-    state = torch.load("model.ckpt", weights_only=False, map_location="cpu")["state_dict"]
-    for ours, theirs in zip(found, truth):
+    state = open_lightning(Path("model.ckpt")).state
+    scaled = torch.tensor(read(tmp_path / "run")["prediction"].to_pylist()).split(5)
+    for ours, theirs, told in zip(found, truth, scaled):
         assert_same({**ours, "predictions": theirs["predictions"]}, theirs)
         assert ours["predictions"].shape == theirs["predictions"].shape
         back = ours["predictions"] * state["scaler._std"] + state["scaler._mean"]
-        assert (back >= -1e-5).all() and not torch.isnan(back).any()
+        torch.testing.assert_close(back, told)
+
+
+@golden
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("ckpt-seqregscaling-dnadebug-resnet1d-full", 5),
+        ("ckpt-seqcls-onehot-linearmeanpool", 3),
+    ],
+)
+def test_batches_of_the_reference_give_its_very_files(name, rows, tmp_path, monkeypatch):
+    case_of(name, tmp_path, monkeypatch)
+    sources = [Path("config.yaml"), Path("predict_pt.yaml"), ("ckpt_path", "model.ckpt")]
+    defects = {"as_reference": True, "pads": True}
+    found = laid_out(tmp_path / "run", sources, options=defects, batch_rows=rows)
+    for ours, theirs in zip(found, load(Path("predict_pt")), strict=True):
+        assert_same(ours, theirs)
+        assert not ours["predictions"].isnan().any()
 
 
 @golden
@@ -235,8 +255,6 @@ def test_a_row_that_was_set_aside_is_nan(small, tmp_path):
 def test_files_of_an_earlier_layout_are_gone(small, tmp_path):
     laid_out(tmp_path / "run", [small])
     (tmp_path / "run/predict_predictions_0_9.pt").write_bytes(b"old")
-    (tmp_path / "run/predict_predictions_notes.pt").write_bytes(b"not ours")
-    (tmp_path / "run/predict_predictions_notes.pt").unlink()
     assert len(laid_out(tmp_path / "run", [small])) == 2
 
 
@@ -254,3 +272,63 @@ def test_the_writer_chooses_the_columns(small, tmp_path):
 def test_a_key_that_is_not_there_is_an_error(small, tmp_path):
     with pytest.raises(MgenError, match="no 'uid'"):
         laid_out(tmp_path / "run", [small, ("trainer.callbacks.write_cols", "[uid]")])
+
+
+def test_several_labels_and_numbers_as_the_data_module_gives_them(small, tmp_path):
+    rows = [
+        {"seq": "ACGT", "a": 0, "b": 1, "depth": 7, "note": "x"},
+        {"seq": "AC", "a": 1, "b": None, "depth": 8, "note": "y"},
+    ]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "data/all.csv").unlink()
+    (tmp_path / "data/all.jsonl").write_text(text)
+    labelled = [
+        ("data", "SequenceClassificationDataModule"),
+        ("data.x_col", "[seq, depth, note]"),
+        ("data.rename_cols", "{seq: sequences, depth: reads}"),
+        ("data.y_col", "[a, b]"),
+        ("data.generate_uid", "true"),
+    ]
+    (only,) = laid_out(tmp_path / "run", [small, *labelled])
+    assert list(only)[:6] == ["predictions", "labels", "sequences", "reads", "note", "uid"]
+    assert only["labels"].tolist() == [[0, 1], [1, -100]]
+    assert only["reads"] == ["7", "8"] and only["note"] == ["x", "y"]
+    assert only["uid"].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("writer", "dtype"), [("parquet", "float32"), ("tsv", "float32"), ("pt", "bfloat16")]
+)
+def test_whatever_the_parts_are_stored_as(writer, dtype, small, tmp_path):
+    truth = laid_out(tmp_path / "truth", [small])
+    found = laid_out(tmp_path / "run", [small], writer=writer, dtype=dtype)
+    for ours, theirs in zip(found, truth, strict=True):
+        tolerance = 0.02 if dtype == "bfloat16" else 1e-6
+        torch.testing.assert_close(
+            ours["predictions"],
+            theirs["predictions"],
+            rtol=tolerance,
+            atol=tolerance,
+            equal_nan=True,
+        )
+
+
+def test_a_file_of_rows_that_were_all_set_aside(small, tmp_path):
+    (tmp_path / "data/all.csv").write_text("name,sequence\na,\nb,\nc,ACGT\n")
+    first, second = laid_out(tmp_path / "run", [small])
+    assert first["predictions"].shape == (2, 0, 16) and second["predictions"].shape == (1, 6, 16)
+    assert first["input_ids"].shape == (2, 0)
+
+
+@pytest.mark.parametrize(
+    ("module", "cell", "said"),
+    [
+        ("SequenceClassificationDataModule", "strong", "label 'strong' is not a number"),
+        ("TokenClassificationDataModule", "HHEE", "labels 'HHEE' are no list"),
+    ],
+)
+def test_labels_that_are_no_numbers(module, cell, said, small, tmp_path):
+    (tmp_path / "data/all.csv").write_text(f"name,sequence,y\na,ACGT,{cell}\n")
+    labelled = [("data", module), ("data.x_col", "sequence"), ("data.y_col", "y")]
+    with pytest.raises(MgenError, match=said):
+        laid_out(tmp_path / "run", [small, *labelled])

@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 from typer.core import TyperCommand
 
+from ..errors import MgenError
 from ..join import LAUNCHER, LOCAL
 from . import options as o
 
 if TYPE_CHECKING:
     from ..catalog import Catalog
     from ..config import RunConfig
+    from ..modelgenerator.merging import Foreign
     from ..modelgenerator.rows import Chosen
     from ..modelgenerator.translation import Translated
 
@@ -45,6 +48,13 @@ LabelStd = Annotated[
 ]
 
 
+class Layout(str, Enum):
+    """Of the files of a run."""
+
+    native = "native"
+    modelgenerator = "modelgenerator"
+
+
 class PredictCommand(TyperCommand):
     """Takes ModelGenerator's own words (--model.backbone X, --ckpt_path F) out of the line first.
 
@@ -64,6 +74,7 @@ class Asked:
 
     values: dict[str, Any]
     found: Translated | None = None
+    foreign: Foreign | None = None
 
     def open(self) -> tuple[RunConfig, Chosen | None]:
         """The config, and the rows that stand for those of its data, if any do."""
@@ -90,7 +101,10 @@ def start(task: str | None, given: dict[str, Any], chosen: dict[str, Any]) -> No
     from . import running
 
     plan_only, printing = given.pop("plan_only"), chosen.pop("print_config")
+    layout = chosen.pop("layout")
     asked = ask(task, given, chosen)
+    if layout == Layout.modelgenerator and asked.foreign is None:
+        raise MgenError("--layout modelgenerator needs a config of ModelGenerator's", "give one")
     if printing and asked.found is not None:
         from ..modelgenerator.translation import as_yaml
 
@@ -98,13 +112,40 @@ def start(task: str | None, given: dict[str, Any], chosen: dict[str, Any]) -> No
         return
     config, rows = asked.open()
     asked.tell(rows)
-    running.start(config, plan_only=plan_only, rows=rows)
+    ours = os.environ.get(LAUNCHER) == LOCAL  # a rank of another mgen, which does the rest
+    try:
+        running.start(config, plan_only=plan_only, rows=rows)
+    except typer.Exit as end:
+        if ours or end.exit_code or config.hostfile is not None:
+            raise
+    leads = os.environ.get("RANK", "0") == "0" and not ours
+    if layout == Layout.modelgenerator and leads and not plan_only:
+        lay_out(asked, config, rows)
+
+
+def lay_out(asked: Asked, config: RunConfig, rows: Chosen | None) -> None:
+    """The files that ModelGenerator would have left, beside our own."""
+    from ..catalog import discover
+    from ..job import open_job
+    from ..manifest import Manifest
+    from ..merge import Selection, complete, selected
+    from ..modelgenerator.layout import write_layout
+    from ..origin import find_origin
+
+    assert asked.foreign is not None and asked.found is not None
+    catalog, manifest = discover(), Manifest.open(config.output)
+    job = open_job(config, catalog, rows=rows, download=False)
+    _, tables = selected(manifest, complete(manifest, Selection()), catalog, Selection())
+    head = find_origin(job.backbone.options.weights, config.ckpt, config.lora).head
+    count = write_layout(config.output, asked.foreign, asked.found, job, tables, head)
+    typer.echo(f"written   {count} files predict_predictions_0_N.pt in {config.output}", err=True)
 
 
 def ask(task: str | None, given: dict[str, Any], chosen: dict[str, Any]) -> Asked:
     """Configs and flags, ours and ModelGenerator's, as one."""
     from ..catalog import discover
     from ..config import read_config
+    from ..modelgenerator.merging import merge_configs
     from ..modelgenerator.sources import is_foreign
     from . import running
 
@@ -116,21 +157,31 @@ def ask(task: str | None, given: dict[str, Any], chosen: dict[str, Any]) -> Aske
     if all(not isinstance(source, Path) and source[0] == "ckpt_path" for source in theirs):
         flags["ckpt"] = Path(theirs[-1][1]) if theirs else None
         return Asked(running.merged_values(read_config(ours), flags))
-    found = translated(theirs, flags["data"] or (), discover())
+    foreign = merge_configs(theirs)
+    found = translated(foreign, flags["data"] or (), discover())
     flags = running.merged_values(read_config(ours), flags)
-    return Asked(running.merged_values(found.values, flags), found)
+    values = running.merged_values(found.values, flags)
+    if str(values["options"].get("as_reference", "")).lower() == "true":
+        values = like_the_reference(values, found.batch_size, discover())
+    return Asked(values, found, foreign)
 
 
-def translated(
-    sources: Sequence[Path | tuple[str, str]], data: Sequence[str], catalog: Catalog
-) -> Translated:
-    """ModelGenerator's files and flags, in our own terms."""
+def like_the_reference(values: dict[str, Any], batch_size: int, catalog: Catalog) -> dict[str, Any]:
+    """Its batches and its padding, on which its numbers depend where it is defective."""
     from ..api import BackboneCard
-    from ..modelgenerator.merging import merge_configs
+
+    card = catalog.find(BackboneCard, values["backbone"])
+    pads = {"pads": True} if "pads" in card.options.__dataclass_fields__ else {}
+    return {**values, "batch_rows": batch_size, "options": {**pads, **values["options"]}}
+
+
+def translated(foreign: Foreign, data: Sequence[str], catalog: Catalog) -> Translated:
+    """ModelGenerator's configuration, in our own terms."""
+    from ..api import BackboneCard
     from ..modelgenerator.translation import translate
 
     cards = [offer.card for offer in catalog.offers(BackboneCard)]
-    found = translate(merge_configs(sources), cards, data)
+    found = translate(foreign, cards, data)
     lora = found.lora and {name: found.lora[name] for name in ("r", "alpha", "rslora")}
     tuned = {"ckpt": found.ckpt, "lora": lora if found.ckpt else None}
     return replace(found, values={**found.values, **tuned})
@@ -150,6 +201,13 @@ def predict(
             help="Of predicted pairs of residues, only the N most probable ones a row.",
         ),
     ] = None,
+    layout: Annotated[
+        Layout,
+        typer.Option(
+            rich_help_panel=o.OUTPUT,
+            help="modelgenerator: beside ours, the .pt files that it would have written.",
+        ),
+    ] = Layout.native,
     print_config: Annotated[
         bool,
         typer.Option(
@@ -170,6 +228,7 @@ def predict(
     return {
         "sources": ctx.meta["sources"],
         "print_config": print_config,
+        "layout": layout,
         "label_mean": label_mean,
         "label_std": label_std,
         "top_pairs": top_pairs,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from .. import storage
 from ..api import Backbone, Row
-from ..errors import MgenError, RunError
+from ..errors import InputError, MgenError, RunError
 from .merging import Block, Foreign
 from .translation import Translated
 
@@ -39,7 +39,7 @@ NAME = "predict_predictions_0_{}.pt"
 OURS = re.compile(r"predict_predictions_0_\d+\.pt")
 ERROR = "error"  # as a merged file has it
 PADDING = -100  # of labels
-PAIRS, TOKENS = "classify_pairs", ("embed", "infer", "classify_tokens")
+PAIRS = "classify_pairs"
 COLUMNS = {
     "embed": ("embedding",),
     "infer": ("logits", "log_probabilities", "probabilities"),
@@ -155,10 +155,11 @@ class Batches:
             entries = [_whole(entry, self.job.backbone) for entry in entries]
         if self.task == PAIRS:
             entries = [_square(entry) for entry in entries]
-        ragged = [entry for entry in entries if entry is not None]
-        if self.task == PAIRS or (self.task in TOKENS and not _fixed(merged, name)):
-            return _placed(entries, tokens, axes=2 if self.task == PAIRS else 1)
-        shape = ragged[0].shape if ragged else torch.Size()
+        ragged, shape = _shape(merged.schema.field(name).type)
+        if self.task == "infer":
+            shape = (len(self.job.backbone.vocabulary),)
+        if ragged:
+            return _placed(entries, shape, tokens, axes=2 if self.task == PAIRS else 1)
         nothing = torch.full(shape, torch.nan)
         rows = torch.stack([nothing if entry is None else entry for entry in entries])
         if self.task == "regress":
@@ -212,32 +213,36 @@ def read_entries(merged: pa.Table, name: str) -> list[Entry]:
     if isinstance(column, pa.ChunkedArray):
         column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.nulls(0, column.type)
     half = (merged.schema.field(name).metadata or {}).get(b"mgen.dtype") == b"bfloat16"
-    ragged = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
-    return [
-        None if not one.is_valid else _tensor(one.values if ragged else one, ragged, half)
-        for one in column
-    ]
+    return [_tensor(one, half) if one.is_valid else None for one in column]
 
 
-def _tensor(found: Any, ragged: bool, half: bool) -> Tensor:
-    """An Arrow array, or a scalar, as float32 (or whole numbers)."""
+def _tensor(scalar: Any, half: bool) -> Tensor:
+    """A number or a nest of lists, as float32 (or whole numbers)."""
     import pyarrow as pa
 
-    array = found if ragged else pa.array([found.as_py()], found.type)
+    nested = pa.types.is_nested(scalar.type)
+    array = scalar.values if nested else pa.array([scalar.as_py()], scalar.type)
     sizes = [len(array)]
     while pa.types.is_nested(array.type):
         sizes.append(array.type.list_size)
         array = array.flatten()
-    values = torch.from_numpy(array.to_numpy(zero_copy_only=False).copy()).reshape(sizes)
-    values = values.view(torch.bfloat16) if half else values
+    values = torch.from_numpy(array.to_numpy(zero_copy_only=False).copy())
+    values = (values.view(torch.bfloat16) if half else values).reshape(sizes)
     values = values.float() if values.is_floating_point() else values
-    return values if ragged else values[0]
+    return values if nested else values[0]
 
 
-def _fixed(merged: pa.Table, name: str) -> bool:
+def _shape(kind: Any) -> tuple[bool, tuple[int, ...]]:
+    """Whether a column's entries have lengths of their own, and the sizes below that."""
     import pyarrow as pa
 
-    return not pa.types.is_list(merged.schema.field(name).type)
+    ragged = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    kind = kind.value_type if ragged else kind
+    sizes = []
+    while pa.types.is_nested(kind):
+        sizes.append(kind.list_size)
+        kind = kind.value_type
+    return ragged, tuple(sizes)
 
 
 def _whole(entry: Entry, backbone: Backbone) -> Entry:
@@ -260,12 +265,13 @@ def _square(entry: Entry) -> Entry:
     return entry.reshape(length, length, *entry.shape[1:])
 
 
-def _placed(entries: Sequence[Entry], tokens: Tokens | None, axes: int) -> Tensor:
+def _placed(
+    entries: Sequence[Entry], shape: tuple[int, ...], tokens: Tokens | None, axes: int
+) -> Tensor:
     """Entries a residue (or a pair of them) where their tokens are, NaN elsewhere."""
     lengths = [0 if entry is None else len(entry) for entry in entries]
     width = max(lengths) if tokens is None else tokens.residues.shape[1]
-    rest = next((entry.shape[axes:] for entry in entries if entry is not None), ())
-    placed = torch.full((len(entries), *[width] * axes, *rest), torch.nan)
+    placed = torch.full((len(entries), *[width] * axes, *shape), torch.nan)
     for number, entry in enumerate(entries):
         if entry is None:
             continue
@@ -349,44 +355,41 @@ def _good(merged: pa.Table) -> list[bool]:
 class DataModule:
     """The keys that a data module of ModelGenerator gives a batch.
 
+    Ids and further columns stay text, as our readers give them: `001` is not 1.
     `columns` are those of the table that it reads beside the model's input.
     """
 
     def __init__(self, module: Block | None, found: Translated, job: Job, there: set[str]) -> None:
         self.name = module.name if module else "SequencesDataModule"
         self.args: Mapping[str, Any] = module.args if module else {}
-        self.id_col = job.table.id_col if self.name == "SequencesDataModule" else None
         self.labels = [name for name in found.labels if name in there]
         self.complete = bool(found.labels) and len(self.labels) == len(found.labels)
         self.headed = bool(found.head)
         others = {key: name for key, name in self._inputs().items() if name is not None}
         self.others = {key: name for key, name in others.items() if name in there}
         self.key = next((key for key, name in self._inputs().items() if name is None), "sequences")
-        own = [self.id_col] if self.id_col else []
-        self.columns = tuple(dict.fromkeys([*own, *self.labels, *self.others.values()]))
+        self.columns = tuple(dict.fromkeys([*self.labels, *self.others.values()]))
         self.normalized = self.name.endswith("RegressionDataModule") and (
             self._flag("normalize", default=self.name == "SequenceRegressionDataModule")
         )
         options = job.task.options
-        self.in_label_units = bool(getattr(options, "label_std", ()))
+        self.in_label_units = bool(
+            getattr(options, "label_std", ()) or getattr(options, "label_mean", ())
+        )
 
     def values(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Keys and values of these rows."""
         found: dict[str, Any] = {}
         if self.name == "SequencesDataModule":
-            found["ids"] = _plain([self._id(row) for row in rows])
+            found["ids"] = [row.id for row in rows]
         if self.headed or self.complete:
             found["labels"] = self._labels(rows) if self.complete else None
         found[self.key] = [row.data for row in rows]
         for key, name in self.others.items():
-            found[key] = _plain([row.fields[name] for row in rows])
+            found[key] = [row.fields[name] for row in rows]
         if self._flag("generate_uid"):
             found["uid"] = torch.tensor([row.index for row in rows])
         return found
-
-    def _id(self, row: Row) -> Any:
-        found = row.fields.get(self.id_col) if self.id_col else None
-        return row.id if found is None else found
 
     def _inputs(self) -> dict[str, str | None]:
         """Key of a batch -> column of the table; None: the model's input."""
@@ -436,26 +439,26 @@ class DataModule:
         return bool(self.args.get(name, default))
 
 
-def _plain(values: list[Any]) -> Tensor | list[Any]:
-    """Numbers as a tensor, anything else as a list."""
-    if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
-        return torch.tensor(values)
-    plain = (str, int, float, list, bool, type(None))
-    return [value if isinstance(value, plain) else str(value) for value in values]
-
-
 def _parsed(cell: Any) -> list[Any]:
     """A list, or its text in a csv file."""
-    found = json.loads(cell) if isinstance(cell, str) else cell
-    return list(found) if found is not None else []
+    try:
+        found = json.loads(cell) if isinstance(cell, str) else cell
+    except ValueError:
+        found = cell
+    if not isinstance(found, (list, tuple, type(None))):
+        raise InputError(f"labels {cell!r:.40} are no list", "leave out --layout")
+    return list(found or ())
 
 
 def _whole_number(cell: Any) -> int:
-    return PADDING if cell in (None, "") else int(float(cell))
+    return PADDING if cell in (None, "") else int(_number(cell))
 
 
 def _number(cell: Any) -> float:
-    return float("nan") if cell in (None, "") else float(cell)
+    try:
+        return float("nan") if cell in (None, "") else float(cell)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"label {cell!r:.40} is not a number", "leave out --layout") from error
 
 
 def _listed(value: Any) -> list[str]:
