@@ -41,6 +41,7 @@ class Beats:
         self.on_silence: Callable[[dict[int, str]], None] | None = None
         self._heard: dict[int, tuple[str, float]] = {}
         self._cut = False
+        self._warning = threading.Lock()
         self._ended = threading.Event()
         self._threads = [
             threading.Thread(target=work, name="mgen-beats", daemon=True)
@@ -106,8 +107,10 @@ class Beats:
 
     def _warn(self, seconds: float) -> None:
         gone = self.gone(seconds)
-        if gone and self.on_silence is not None:
-            self.on_silence(gone)
+        with self._warning:  # two threads look
+            if gone and self.on_silence is not None:
+                self.on_silence(gone)
+                self.on_silence = None
 
 
 def _told(rank: int, said: str, seconds: float | None) -> str:

@@ -39,9 +39,10 @@ def _threads(world: World, environ: Mapping[str, str]) -> int:
     # A task of srun may be bound to cores of its own: then they are not to be shared again.
     if granted.isdecimal() and slurm is not None and place.items() <= slurm.values.items():
         return max(min(cores, int(granted)), 1)
-    # Nor are those to which mpirun has bound its ranks.
-    bound = {"OMPI_COMM_WORLD_RANK", "PMI_RANK"} & environ.keys() and cores < (os.cpu_count() or 1)
-    return cores if bound else max(cores // world.local_size, 1)
+    # mpirun binds a rank to some of the host's cores, its own or those of a few ranks.
+    bound = {"OMPI_COMM_WORLD_RANK", "PMI_RANK"} & environ.keys()
+    of = (os.cpu_count() or cores) if bound else cores
+    return max(min(cores, of // world.local_size), 1)
 
 
 def usable_cores() -> list[int]:

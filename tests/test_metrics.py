@@ -417,7 +417,7 @@ def test_how_many_columns_and_what_outputs_are_called():
 
 
 @pytest.mark.parametrize(
-    ("normalized", "options", "expected"),
+    ("normalized", "options", "same"),
     [
         (False, {}, True),
         (True, {}, False),
@@ -427,10 +427,10 @@ def test_how_many_columns_and_what_outputs_are_called():
         (False, {"scaled": True, "as_reference": True}, False),
     ],
 )
-def test_units_of_predictions(normalized, options, expected):
+def test_units_of_predictions(normalized, options, same):
     usual = {"label_mean": (), "label_std": (), "scaled": False, "as_reference": False}
-    own = head(**{**usual, **options})
-    assert command.in_label_units(own, normalized=normalized) is expected
+    why = command.other_units(head(**{**usual, **options}), normalized=normalized)
+    assert why is None if same else "mse, mae and r2 are left out" in why
 
 
 # --------------------------------------------------------------------------- pictures, and the end

@@ -29,10 +29,7 @@ if TYPE_CHECKING:
 LABEL_NAMES = ("labels", "label")
 IGNORED = -100  # a residue without a label
 STOP = "*"  # of translated genes: models drop it
-UNITS = (
-    "predictions are in units of training, the labels are not: mse, mae and r2 are left out "
-    "(--label-mean and --label-std give label units)"
-)
+UNITS = "predictions are in units of training, labels are not: mse, mae and r2 are left out"
 Read = Callable[[Sequence[Any]], Any]
 
 
@@ -124,8 +121,8 @@ class Labels:
     """Labels of the rows of a run, in their order: each iteration reads the table anew.
 
     `names` are those of the classes, labels or outputs. `x_col`: labels are of its letters;
-    `exactly`: one each. `same_units`: predictions are in units of the labels. `cuts`: rows that
-    are too long were shortened.
+    `exactly`: one each. `units`: why predictions are in other units than the labels, if they are.
+    `cuts`: rows that are too long were shortened.
     """
 
     task: str
@@ -138,7 +135,7 @@ class Labels:
     limit: int | None = None
     x_col: str | None = None
     exactly: bool = True
-    same_units: bool = True
+    units: str | None = None
     cuts: bool = False
 
     def __iter__(self) -> Iterator[Any]:
@@ -209,7 +206,7 @@ def find_labels(
         limit=config.limit,
         x_col=x_col,
         exactly=foreign is not None,  # its models have a token for each letter
-        same_units=config.task != "regress" or in_label_units(head, normalized=normalized),
+        units=other_units(head, normalized=normalized) if config.task == "regress" else None,
         cuts=config.too_long == "truncate" or (rows is not None and rows.letters is not None),
     )
 
@@ -257,11 +254,13 @@ def output_names(task: str, head: Any, columns: Sequence[str]) -> tuple[str, ...
     return tuple(map(str, range(count)))
 
 
-def in_label_units(head: Any, *, normalized: bool) -> bool:
-    """Whether a regression's predictions are in units of the labels."""
+def other_units(head: Any, *, normalized: bool) -> str | None:
+    """Why a regression's predictions are not in units of the labels; None where they are."""
     if head.scaled:
-        return not head.as_reference
-    return not normalized or bool(head.label_mean and head.label_std)
+        return f"{UNITS} (leave out as_reference for label units)" if head.as_reference else None
+    if not normalized or (head.label_mean and head.label_std):
+        return None
+    return f"{UNITS} (--label-mean and --label-std, those of training, give label units)"
 
 
 # --------------------------------------------------------------------------- what is in a cell
@@ -301,7 +300,7 @@ def read_number(cell: Any) -> float:
 
 def read_class(cell: Any, names: Sequence[str], count: int) -> int:
     """A class by its name, or by its number where names are no numbers themselves."""
-    if str(cell) in names:
+    if names and str(cell) in names:
         return names.index(str(cell))
     number = _whole(cell)
     if number is None or any(_whole(name) is not None for name in names):
@@ -328,7 +327,8 @@ def read_residues(
     cell = _there(cells[0])
     letters = isinstance(cell, str) and names and all(len(name) == 1 for name in names)
     found = list(cell) if letters and not cell.startswith("[") else read_list(cell)
-    return [IGNORED if _whole(label) == IGNORED else one(_there(label)) for label in found]
+    ignored = (IGNORED, str(IGNORED))
+    return [IGNORED if label in ignored else one(_there(label)) for label in found]
 
 
 def read_pairs(cells: Sequence[Any]) -> list[tuple[int, int]]:
@@ -378,6 +378,8 @@ def _there(cell: Any) -> Any:
 
 def _whole(cell: Any) -> int | None:
     """A whole number, however it is written; None for anything else."""
+    if type(cell) is int:
+        return cell
     if isinstance(cell, str) and cell.strip().lower() in ("true", "false"):
         return int(cell.strip().lower() == "true")
     try:
@@ -430,9 +432,8 @@ def figures_of(labels: Labels, compared: Compared) -> Metrics:
     from .. import metrics
 
     if labels.task == "regress":
-        found = metrics.of_numbers(compared, labels.names, same_units=labels.same_units)
-        if not labels.same_units:
-            found.notes.append(UNITS)
+        found = metrics.of_numbers(compared, labels.names, same_units=labels.units is None)
+        found.notes.extend([labels.units] if labels.units else [])
     elif labels.task == "classify_pairs":
         found = metrics.of_pairs(compared)
     elif labels.multilabel:
@@ -456,7 +457,7 @@ def picture_of(
         titles = [f"{one['output']}: Pearson {_digits(one['pearson'])}" for one in figures.each]
         points = compared.predicted, compared.truth
         return "scatter.png", lambda path: plots.scatter(
-            path, *points, titles, same_units=labels.same_units
+            path, *points, titles, same_units=labels.units is None
         )
     several = figures.confusion if labels.multilabel else [figures.confusion]
     names = ("no", "yes") if labels.multilabel else labels.names

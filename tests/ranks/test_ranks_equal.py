@@ -53,11 +53,10 @@ UNEVEN = {
 @pytest.mark.parametrize(
     ("rows", "strategy", "devices"),
     [
-        ("one row", "replicate", 4),
         ("one row", "zero3", 4),
         ("five rows", "zero3", 4),
         ("one long row", "zero3", 2),
-        *([("five rows", "replicate", 4), ("one long row", "replicate", 2)] if FULL else []),
+        *([(rows, "replicate", 4) for rows in UNEVEN] if FULL else []),
     ],
 )
 def test_ranks_with_less_to_do_than_others(tmp_path, rows, strategy, devices):
