@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from mgen_core import MgenError, Rows, metrics, plots
 from mgen_core.cli import app, running
-from mgen_core.cli import test as command
+from mgen_core.cli import labels as command
 from mgen_core.columns import HostColumn, to_array
 from mgen_core.metrics import Compared, gather, of_classes, of_labels, of_numbers, of_pairs
 

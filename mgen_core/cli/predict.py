@@ -13,7 +13,6 @@ import typer
 from typer.core import TyperCommand
 
 from ..errors import MgenError
-from ..join import LAUNCHER, LOCAL
 from . import options as o
 
 if TYPE_CHECKING:
@@ -88,6 +87,8 @@ class Asked:
 
     def tell(self, rows: Chosen | None) -> None:
         """Say once, whatever the number of ranks, what differs from ModelGenerator."""
+        from ..join import LAUNCHER, LOCAL
+
         if os.environ.get("RANK", "0") != "0" or os.environ.get(LAUNCHER) == LOCAL:
             return
         notes = self.found.notes if self.found is not None else []
@@ -98,6 +99,7 @@ class Asked:
 
 def start(task: str | None, given: dict[str, Any], chosen: dict[str, Any]) -> None:
     """Make one config of all that was given, then run as any other command."""
+    from ..join import LAUNCHER, LOCAL
     from . import running
 
     plan_only, printing = given.pop("plan_only"), chosen.pop("print_config")
