@@ -40,7 +40,7 @@ def _threads(world: World, environ: Mapping[str, str]) -> int:
     if granted.isdecimal() and slurm is not None and place.items() <= slurm.values.items():
         return max(min(cores, int(granted)), 1)
     # mpirun binds a rank to some of the host's cores, its own or those of a few ranks.
-    bound = {"OMPI_COMM_WORLD_RANK", "PMI_RANK"} & environ.keys()
+    bound = "OMPI_COMM_WORLD_RANK" in environ or ("PMI_RANK" in environ and slurm is None)
     of = (os.cpu_count() or cores) if bound else cores
     return max(min(cores, of // world.local_size), 1)
 
