@@ -47,6 +47,16 @@ LabelStd = Annotated[
 ]
 
 
+LabelStats = Annotated[
+    Optional[Path],
+    typer.Option(
+        metavar="FILE",
+        help='Both, as JSON: {"mean": 3.1, "std": 0.8}, or lists of one for each output.',
+        rich_help_panel=o.OUTPUT,
+    ),
+]
+
+
 class Layout(str, Enum):
     """Of the files of a run."""
 
@@ -152,6 +162,8 @@ def ask(task: str | None, given: dict[str, Any], chosen: dict[str, Any]) -> Aske
     from . import running
 
     sources = chosen.pop("sources")
+    if (stats := chosen.pop("label_stats", None)) is not None:
+        chosen |= label_units(stats)
     given.pop("config")
     flags = {**o.flags_of(given, chosen), "task": task}
     ours = [source for source in sources if isinstance(source, Path) and not is_foreign(source)]
@@ -166,6 +178,22 @@ def ask(task: str | None, given: dict[str, Any], chosen: dict[str, Any]) -> Aske
     if str(values["options"].get("as_reference", "")).lower() == "true":
         values = like_the_reference(values, found.batch_size, discover())
     return Asked(values, found, foreign)
+
+
+def label_units(path: Path) -> dict[str, str]:
+    """Mean and deviation of the labels in training, from a JSON file."""
+    import json
+
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        told = {name: found[name] for name in ("mean", "std")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise MgenError(
+            f"--label-stats {path} cannot be read: {type(error).__name__}: {error}",
+            'write {"mean": 3.1, "std": 0.8} into it, or lists of numbers',
+        ) from error
+    lists = {name: value if isinstance(value, list) else [value] for name, value in told.items()}
+    return {f"label_{name}": ",".join(map(str, values)) for name, values in lists.items()}
 
 
 def like_the_reference(values: dict[str, Any], batch_size: int, catalog: Catalog) -> dict[str, Any]:
@@ -195,6 +223,7 @@ def predict(
     ckpt: Ckpt = None,
     label_mean: LabelMean = None,
     label_std: LabelStd = None,
+    label_stats: LabelStats = None,
     top_pairs: Annotated[
         Optional[int],
         typer.Option(
@@ -233,5 +262,6 @@ def predict(
         "layout": layout,
         "label_mean": label_mean,
         "label_std": label_std,
+        "label_stats": label_stats,
         "top_pairs": top_pairs,
     }

@@ -64,6 +64,7 @@ def test(
     ] = None,
     label_mean: predict.LabelMean = None,
     label_std: predict.LabelStd = None,
+    label_stats: predict.LabelStats = None,
     as_json: Annotated[
         bool,
         typer.Option("--json", help="JSON instead of a table.", rich_help_panel=o.OUTPUT),
@@ -78,6 +79,7 @@ def test(
         "y_col": y_col,
         "label_mean": label_mean,
         "label_std": label_std,
+        "label_stats": label_stats,
         "as_json": as_json,
     }
 

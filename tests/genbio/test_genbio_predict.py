@@ -90,3 +90,18 @@ def test_lora_sharded_over_two_ranks_is_the_same(predicted, tmp_path):
     shutil.rmtree(tmp_path / "run")
     sharded = predicted(name, "--devices", 2, "--strategy", "zero3")["prediction"]
     torch.testing.assert_close(torch.tensor(sharded), torch.tensor(whole), atol=1e-6, rtol=1e-6)
+
+
+def test_label_units_from_a_file(predicted, mgen, tmp_path):
+    name = next(case for case in CASES if case.endswith("mlppool-full"))
+    raw = torch.tensor(predicted(name)["prediction"])
+    shutil.rmtree(tmp_path / name)
+    shutil.rmtree(tmp_path / "run")
+    stats = tmp_path / "stats.json"
+    stats.write_text('{"mean": 3, "std": [0.5]}')
+    found = torch.tensor(predicted(name, "--label-stats", stats)["prediction"])
+    torch.testing.assert_close(found, raw * 0.5 + 3, atol=1e-6, rtol=1e-6)
+    stats.write_text("{}")
+    config = ("--config", tmp_path / name / "config.yaml", "--ckpt", tmp_path / name / "model.ckpt")
+    said = mgen("predict", *config, "--label-stats", stats, code=1, cwd=tmp_path / name)
+    assert "stats.json cannot be read" in said
