@@ -18,10 +18,8 @@ from .beats import BEAT_S, COME_S, LATE_S, SILENT_S, Beats, open_store
 from .errors import MgenError, RunError
 from .join import FAILED, has_ended
 from .manifest import difference
-from .turns import PeerFailed
+from .turns import AGAIN, PeerFailed
 from .world import World
-
-AGAIN = "start the same command again: it goes on from here"
 
 LOOK_S, HEARD_S = 0.02, 5.0
 """How often a rank looks whether the others have spoken, and how long rank 0 waits for ears."""

@@ -46,13 +46,14 @@ class OutOfMemory(Exception):
     """The device has not enough memory for a forward pass."""
 
 
+AGAIN = "start the same command again: it goes on from here"
+
+
 class Lost(MgenError):
     """The connection to another rank broke."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__(
-            f"another rank is gone ({reason})", "start the same command again: it goes on from here"
-        )
+        super().__init__(f"another rank is gone ({reason})", AGAIN)
 
 
 class PeerFailed(MgenError):

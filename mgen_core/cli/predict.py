@@ -97,9 +97,7 @@ class Asked:
 
     def tell(self, rows: Chosen | None) -> None:
         """Say once, whatever the number of ranks, what differs from ModelGenerator."""
-        from ..join import LAUNCHER, LOCAL
-
-        if os.environ.get("RANK", "0") != "0" or os.environ.get(LAUNCHER) == LOCAL:
+        if not speaks():
             return
         notes = self.found.notes if self.found is not None else []
         for note in [*notes, rows.sentence if rows is not None else ""]:
@@ -107,9 +105,15 @@ class Asked:
                 typer.echo(f"note      {note}", err=True)
 
 
+def speaks() -> bool:
+    """Whether this process speaks for a run: rank 0, or the mgen that has started the ranks."""
+    from ..join import LAUNCHER, LOCAL
+
+    return os.environ.get("RANK", "0") == "0" and os.environ.get(LAUNCHER) != LOCAL
+
+
 def start(task: str | None, given: dict[str, Any], chosen: dict[str, Any]) -> None:
     """Make one config of all that was given, then run as any other command."""
-    from ..join import LAUNCHER, LOCAL
     from . import running
 
     plan_only, printing = given.pop("plan_only"), chosen.pop("print_config")
@@ -117,21 +121,20 @@ def start(task: str | None, given: dict[str, Any], chosen: dict[str, Any]) -> No
     asked = ask(task, given, chosen)
     if layout == Layout.modelgenerator and asked.foreign is None:
         raise MgenError("--layout modelgenerator needs a config of ModelGenerator's", "give one")
-    if printing and asked.found is not None:
-        from ..modelgenerator.translation import as_yaml
+    if printing:
+        from ..modelgenerator.translation import Translated, as_yaml
 
-        typer.echo(as_yaml(replace(asked.found, values=asked.values)), nl=False)
+        found = asked.found or Translated({})
+        typer.echo(as_yaml(replace(found, values=asked.values)), nl=False)
         return
     config, rows = asked.open()
     asked.tell(rows)
-    ours = os.environ.get(LAUNCHER) == LOCAL  # a rank of another mgen, which does the rest
     try:
         running.start(config, plan_only=plan_only, rows=rows)
     except typer.Exit as end:
-        if ours or end.exit_code or config.hostfile is not None:
+        if end.exit_code or config.hostfile is not None:
             raise
-    leads = os.environ.get("RANK", "0") == "0" and not ours
-    if layout == Layout.modelgenerator and leads and not plan_only:
+    if layout == Layout.modelgenerator and speaks() and not plan_only:
         lay_out(asked, config, rows)
 
 

@@ -31,18 +31,13 @@ def start(task: str | None, given: dict[str, Any], chosen: dict[str, Any]) -> No
     try:
         running.start(config, plan_only=plan_only, rows=rows)
     except typer.Exit as end:
-        if end.exit_code and _leads():
+        if end.exit_code and predict.speaks():
             _say("metrics", "none: they need every row, and some are not done")
         if end.exit_code or config.hostfile is not None:  # rank 0 of the hosts has compared them
             raise
-    if not plan_only and _leads():
+    if not plan_only and predict.speaks():
         tell(compare(config, labels), as_json=as_json)
         _say("written", f"metrics.json and its picture in {config.output}")
-
-
-def _leads() -> bool:
-    """Whether this process speaks: rank 0, or what has started the ranks."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def _say(label: str, text: str) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -105,3 +107,11 @@ def test_label_units_from_a_file(predicted, mgen, tmp_path):
     config = ("--config", tmp_path / name / "config.yaml", "--ckpt", tmp_path / name / "model.ckpt")
     said = mgen("predict", *config, "--label-stats", stats, code=1, cwd=tmp_path / name)
     assert "stats.json cannot be read" in said
+
+
+def test_a_config_of_ours_is_printed_and_not_run(tmp_path):
+    (tmp_path / "ours.yaml").write_text("task: embed\nbackbone: antiberty\ndata: none.csv\n")
+    command = [sys.executable, "-m", "mgen_core", "predict", "-c", "ours.yaml", "--print-config"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "backbone: antiberty" in done.stdout and not (tmp_path / "predictions").exists()
