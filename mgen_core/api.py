@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple, Union
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Union
 
 from .errors import MgenError, PluginError, WeightsError
 
@@ -459,7 +459,7 @@ class WriterCard:
 
 
 class Writer:
-    """Columns to a file and back. It writes the path that it is given and nothing beside it.
+    """Columns to a file and back. It writes the open file that it is given, and nothing else.
 
     Tables are Arrow: `row` (int64), `id` (string), the task's columns, `error` (string, null
     where all is well). A fixed-size column is a FixedSizeList, a ragged one a List. bfloat16,
@@ -469,16 +469,17 @@ class Writer:
     def __init__(self, card: WriterCard) -> None:
         self.card = card
 
-    def write(self, path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
-        """Write the tables, all of `schema`, in order, as one file.
+    def write(self, file: BinaryIO, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
+        """Write the tables, all of `schema`, in order, from the start of the file to its end.
 
-        Parts hand over one table; merge hands over a stream larger than memory. Raises
-        `MgenError` before writing for a type that the format cannot hold.
+        The file may be on its way to another machine: it can `write` and `tell`, not seek. Parts
+        hand over one table; merge hands over a stream larger than memory. Raises `MgenError`
+        before writing for a type that the format cannot hold.
         """
         raise NotImplementedError
 
-    def read(self, path: Path) -> pa.Table:
-        """The table of a file that `write` made, with equal values."""
+    def read(self, file: BinaryIO) -> pa.Table:
+        """The table of a file that `write` made, with equal values. The file can seek."""
         raise NotImplementedError
 
 

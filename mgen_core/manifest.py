@@ -13,13 +13,14 @@ Parts are found through the done-logs, never by looking what lies in the folder.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from . import storage
 from .errors import RunError
@@ -28,6 +29,7 @@ from .plan import Failure
 FORMAT = 1
 RECORD = "run.json"
 LOCK = "run.lock"
+PLAN_FAILURES = "failed/plan.jsonl"
 DIGESTS = ("input", "weights", "head")
 OURS = (
     RECORD,
@@ -63,6 +65,7 @@ class Done:
     sha256: str
     seconds: float
     failures: str | None = None
+    failures_sha256: str | None = None
     tokens: int = 0
     limit: int | None = None
 
@@ -151,7 +154,29 @@ class Manifest:
 
     def planned_failures(self) -> Iterator[Failure]:
         """Rows set aside while planning, in input order."""
-        return read_failures(self.folder / "failed/plan.jsonl")
+        return self._failures(PLAN_FAILURES, self.record["plan"]["failures_sha256"])
+
+    def batch_failures(self, part: Done) -> Iterator[Failure]:
+        """Rows set aside while computing a batch, in the order of the batch."""
+        return self._failures(part.failures, part.failures_sha256) if part.failures else iter(())
+
+    def _failures(self, file: str, sha256: str | None) -> Iterator[Failure]:
+        """Streamed: what was handed out may turn out wrong at the end, by a `RunError`."""
+        path = self.folder / file
+        digest = hashlib.sha256()
+        damaged = RunError(
+            f"{path} is damaged: it is not what the run wrote",
+            "delete the run directory, then start the run again",
+        )
+        try:
+            with open(path, "rb") as lines:
+                for line in lines:
+                    digest.update(line)
+                    yield Failure(**json.loads(line))
+        except (OSError, ValueError, TypeError) as error:
+            raise damaged from error
+        if digest.hexdigest() != sha256:
+            raise damaged
 
     def _whole(self, part: Done) -> bool:
         path = self.folder / part.file
@@ -168,19 +193,9 @@ def ours(folder: Path) -> list[Path]:
     return [path for pattern in OURS for path in folder.glob(pattern)]
 
 
-def write_lines(lines: Iterable[str], path: Path) -> None:
+def write_lines(lines: Iterable[str], file: BinaryIO) -> None:
     """A text file of lines that end in a newline."""
-    with open(path, "w", encoding="utf-8") as file:
-        file.writelines(lines)
-
-
-def read_failures(path: Path) -> Iterator[Failure]:
-    """The failures of a file of `Failure.line`s; nothing where there is no such file."""
-    if not path.exists():
-        return
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            yield Failure(**json.loads(line))
+    file.writelines(line.encode() for line in lines)
 
 
 def difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -15,7 +15,7 @@ from .api import Writer, WriterCard
 from .catalog import Catalog
 from .columns import ERROR, ROW, null_rows
 from .errors import MgenError, RunError
-from .manifest import Done, Manifest, read_failures
+from .manifest import Done, Manifest
 from .parts import read_part
 from .plan import Failure
 
@@ -179,8 +179,7 @@ def _window(
         table = read_part(manifest, source, part)
         table = table.append_column(full.field(ERROR), pa.nulls(len(table), pa.string()))
         tables.append(table.cast(full))
-        if part.failures:
-            failures.extend(read_failures(manifest.folder / part.failures))
+        failures.extend(manifest.batch_failures(part))
     tables.append(null_rows(full, failures))
     table = pa.concat_tables(tables)
     return table.take(pc.sort_indices(table[ROW]))

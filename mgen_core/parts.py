@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import pyarrow as pa
 
 from . import storage
 from .api import Writer
-from .columns import HostColumn, to_table
 from .errors import RunError
 from .job import Job
 from .manifest import Done, Manifest, write_lines
 from .plan import Batch, Failure
+from .storage import Written
 
 
 def part_path(rank: int, batch: int, suffix: str) -> str:
@@ -29,23 +30,21 @@ def failures_path(rank: int, batch: int) -> str:
 
 
 class Computed(NamedTuple):
-    """A batch whose columns are off the device, on the way to the disk."""
+    """A batch on the way to the disk: its rows as a table, and those that failed, in order."""
 
     batch: Batch
-    columns: dict[str, HostColumn]
+    table: pa.Table
+    failures: Sequence[Failure]
     seconds: float
     limit: int | None = None
 
 
 def write_parts(job: Job, manifest: Manifest, rank: int, waiting: Sequence[Computed]) -> list[Done]:
     """Commit batches: the rows that failed, the parts, then the lines that make them count."""
-    files: dict[Path, Callable[[Path], None]] = {}
+    files: dict[Path, storage.Write] = {}
     filed = []
     for computed in waiting:
-        batch, columns = computed.batch, computed.columns
-        table, failures = to_table(batch, columns, job.task.metadata, job.config.dtype)
-        if failures and job.config.on_error == "stop":
-            raise stopped_by(failures[0])
+        batch, table, failures = computed.batch, computed.table, computed.failures
         told = failures_path(rank, batch.number) if failures else None
         if told:
             lines = [failure.line() for failure in failures]
@@ -55,18 +54,24 @@ def write_parts(job: Job, manifest: Manifest, rank: int, waiting: Sequence[Compu
         filed.append((computed, file, table.num_rows, len(failures), told))
     for folder in {path.parent for path in files}:
         storage.make_folder(folder)
-    storage.write_all(files)
-    parts = [_done(manifest.folder, *facts) for facts in filed]
+    written = storage.write_all(files)
+    at = {path.relative_to(manifest.folder).as_posix(): what for path, what in written.items()}
+    parts = [_done(at, *facts) for facts in filed]
     manifest.log(rank, parts)
     return parts
 
 
-def _write_table(writer: Writer, table: pa.Table, path: Path) -> None:
-    writer.write(path, [table], table.schema)
+def _write_table(writer: Writer, table: pa.Table, file: BinaryIO) -> None:
+    writer.write(file, [table], table.schema)
 
 
 def _done(
-    folder: Path, computed: Computed, file: str, rows: int, failed: int, told: str | None
+    written: Mapping[str, Written],
+    computed: Computed,
+    file: str,
+    rows: int,
+    failed: int,
+    told: str | None,
 ) -> Done:
     batch = computed.batch
     indices = [row.index for row in batch.rows]
@@ -77,31 +82,26 @@ def _done(
         failed=failed,
         first=min(indices),
         last=max(indices),
-        bytes=(folder / file).stat().st_size,
-        sha256=storage.checksum(folder / file),
+        bytes=written[file].bytes,
+        sha256=written[file].sha256,
         seconds=round(computed.seconds, 4),
         failures=told,
+        failures_sha256=written[told].sha256 if told else None,
         tokens=batch.tokens,
         limit=computed.limit,
-    )
-
-
-def stopped_by(failure: Failure) -> RunError:
-    return RunError(
-        f"row {failure.row} (id {failure.id}): {failure.reason}",
-        "--on-error skip sets such rows aside and goes on",
     )
 
 
 def read_part(manifest: Manifest, source: Writer, part: Done) -> pa.Table:
     """A part, after its bytes were checked. Raises `RunError` when it is not what was written."""
     path = manifest.folder / part.file
-    if storage.checksum(path) != part.sha256:
+    content = pa.py_buffer(path.read_bytes())
+    if hashlib.sha256(content).hexdigest() != part.sha256:
         raise RunError(
             f"{path} is damaged: its checksum is not the one in the done-log",
             f"delete the file, then {manifest.command()} computes batch {part.batch} again",
         )
-    table = source.read(path)
+    table = source.read(pa.BufferReader(content))
     if table.num_rows != part.rows:
         raise RunError(
             f"{path} holds {table.num_rows} rows, the done-log says {part.rows}",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ POINTS = 20_000  # beyond them a density is drawn
 
 
 def confusion(
-    path: Path, matrices: Sequence[Any], names: Sequence[str], titles: Sequence[str]
+    file: BinaryIO, matrices: Sequence[Any], names: Sequence[str], titles: Sequence[str]
 ) -> None:
     """Counts by true (rows) and predicted class (columns), a matrix a title."""
     shown = [_short(name) for name in names] if len(names) <= NAMED else []
@@ -32,11 +32,11 @@ def confusion(
     for axes, matrix, title in zip(panels, matrices, titles):
         _matrix(axes, np.asarray(matrix), shown)
         axes.set_title(_short(title), parse_math=False)
-    _save(figure, path)
+    _save(figure, file)
 
 
 def scatter(
-    path: Path,
+    file: BinaryIO,
     predicted: npt.NDArray[Any],
     truth: npt.NDArray[Any],
     titles: Sequence[str],
@@ -54,7 +54,7 @@ def scatter(
             axes.axline((float(x.mean()), float(x.mean())), slope=1, color="0.6", linewidth=1)
         axes.set(xlabel="label", ylabel="prediction")
         axes.set_title(_short(title), parse_math=False)
-    _save(figure, path)
+    _save(figure, file)
 
 
 def _matrix(axes: Axes, counts: npt.NDArray[Any], names: Sequence[str]) -> None:
@@ -86,6 +86,8 @@ def _panels(count: int, inches: float) -> tuple[Figure, list[Axes]]:
     return figure, panels[:count]
 
 
-def _save(figure: Figure, path: Path) -> None:
+def _save(figure: Figure, file: BinaryIO) -> None:
     FigureCanvasAgg(figure)  # no screen, no state shared with a user's own plots
-    figure.savefig(path, format="png", dpi=150)
+    held = io.BytesIO()  # the file itself cannot seek
+    figure.savefig(held, format="png", dpi=150)
+    file.write(held.getbuffer())

@@ -105,14 +105,18 @@ def record(
     storage.make_folder(folder / "done")
     storage.make_folder(folder / "failed")
     failures.seek(0)
-    storage.write_atomic(folder / "failed/plan.jsonl", partial(manifests.write_lines, failures))
-    described = _record(job, identity, plan)
+    set_aside = storage.write_atomic(
+        folder / manifests.PLAN_FAILURES, partial(manifests.write_lines, failures)
+    )
+    described = _record(job, identity, plan, set_aside.sha256)
     text = json.dumps(described, indent=1, ensure_ascii=False)
     storage.write_text(folder / manifests.RECORD, text + "\n")
     return Manifest.open(folder)
 
 
-def _record(job: Job, identity: dict[str, Any], plan: Survey) -> dict[str, Any]:
+def _record(
+    job: Job, identity: dict[str, Any], plan: Survey, failures_sha256: str
+) -> dict[str, Any]:
     weights = job.backbone.options.weights
     return {
         "format": manifests.FORMAT,
@@ -126,6 +130,7 @@ def _record(job: Job, identity: dict[str, Any], plan: Survey) -> dict[str, Any]:
         "plan": {
             "rows": plan.rows,
             "failed": plan.failed,
+            "failures_sha256": failures_sha256,
             "distinct": plan.distinct,
             "batches": plan.batches,
             "tokens": plan.tokens,

@@ -1,7 +1,8 @@
 """Every call that changes the disk: atomic files, append-only logs, the lock.
 
 A file appears under its name only when it is complete and durable: it is written beside it,
-fsynced, renamed, and the folder is fsynced. Nothing else in mgen writes, renames or deletes.
+fsynced, renamed, and the folder is fsynced. Nothing else in mgen writes, renames or deletes, and
+here all of it goes through `disk`.
 """
 
 from __future__ import annotations
@@ -10,17 +11,97 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import io
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, BinaryIO, NamedTuple, cast
 
 from .errors import RunError
 
 TEMPORARY = ".tmp"
 SYNCERS = 16
+BUFFER = 1 << 20
+
+
+class Disk:
+    """The system calls that change a disk. Tests put another in its place: one that fails."""
+
+    def open(self, path: Path, flags: int) -> int:
+        return os.open(path, flags | os.O_CLOEXEC, 0o666)
+
+    def write(self, descriptor: int, data: Any) -> int:
+        return os.write(descriptor, data)
+
+    def truncate(self, descriptor: int, length: int) -> None:
+        os.ftruncate(descriptor, length)
+
+    def sync(self, descriptor: int) -> None:
+        os.fsync(descriptor)
+
+    def close(self, descriptor: int) -> None:
+        os.close(descriptor)
+
+    def rename(self, old: Path, new: Path) -> None:
+        os.replace(old, new)
+
+    def remove(self, path: Path) -> None:
+        os.unlink(path)
+
+    def make_folder(self, path: Path) -> None:
+        os.mkdir(path)
+
+    def remove_folder(self, path: Path) -> None:
+        os.rmdir(path)
+
+
+disk = Disk()
+
+Write = Callable[[BinaryIO], object]
+"""Writes a file that is handed to it, from its start to its end."""
+
+
+class Written(NamedTuple):
+    """A file that is durable: its bytes, and their SHA-256 as `sha256sum` prints it."""
+
+    bytes: int
+    sha256: str
+
+
+class Stream(io.RawIOBase):
+    """A new file, written from its start to its end; what it was given is counted and digested.
+
+    The digest is of what was meant to be written, before any disk saw it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = disk.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        self._digest = hashlib.sha256()
+        self._bytes = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        with memoryview(data).cast("B") as view:
+            taken = disk.write(self._descriptor, view)
+            self._digest.update(view[:taken])
+        self._bytes += taken
+        return taken
+
+    def tell(self) -> int:
+        return self._bytes
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            disk.close(self._descriptor)
+
+    def written(self) -> Written:
+        """What came of it."""
+        return Written(self._bytes, self._digest.hexdigest())
 
 
 def make_folder(path: Path) -> list[Path]:
@@ -30,20 +111,23 @@ def make_folder(path: Path) -> list[Path]:
     """
     try:
         new = [folder for folder in (path, *path.parents) if not folder.exists()]
-        path.mkdir(parents=True, exist_ok=True)
-        for folder in new:
+        for folder in reversed(new):
+            with contextlib.suppress(FileExistsError):  # another rank makes it too
+                disk.make_folder(folder)
             sync(folder.parent)
+        if not path.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
     except OSError as error:
         raise disk_error(error, path) from error
     return new
 
 
-def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
-    """Call `write` on a temporary path, then give the result its name, durably."""
-    write_all({path: write})
+def write_atomic(path: Path, write: Write) -> Written:
+    """Call `write` with a new file, then give it its name, durably."""
+    return write_all({path: write})[path]
 
 
-def write_all(files: Mapping[Path, Callable[[Path], None]]) -> None:
+def write_all(files: Mapping[Path, Write]) -> dict[Path, Written]:
     """`write_atomic` of several files: on return all are durable under their names.
 
     Files are synced side by side, which a disk does in little more time than it takes for one.
@@ -51,12 +135,13 @@ def write_all(files: Mapping[Path, Callable[[Path], None]]) -> None:
     temporaries = {path: path.with_name(f".{path.name}{TEMPORARY}") for path in files}
     path = next(iter(files))
     try:
+        written = {}
         for path, write in files.items():
-            write(temporaries[path])
+            written[path] = _write(temporaries[path], write)
         with ThreadPoolExecutor(SYNCERS) as pool:
             list(pool.map(sync, temporaries.values()))
         for path, temporary in temporaries.items():
-            os.replace(temporary, path)
+            disk.rename(temporary, path)
         for folder in {path.parent for path in files}:
             sync(folder)
     except BaseException as error:
@@ -65,22 +150,27 @@ def write_all(files: Mapping[Path, Callable[[Path], None]]) -> None:
         if isinstance(error, OSError):
             raise disk_error(error, path) from error
         raise
+    return written
 
 
 def write_text(path: Path, text: str) -> None:
     """A whole text file, atomically."""
-    write_atomic(path, lambda temporary: _write(temporary, text))
+    write_atomic(path, lambda file: file.write(text.encode()))
 
 
 def append_lines(path: Path, lines: Sequence[str]) -> None:
     """Durable lines at the end of a log; a line that was torn by a crash is cut off first."""
+    left = memoryview("".join(f"{line}\n" for line in lines).encode())
     try:
         new = not path.exists()
-        with open(path, "a+b") as file:
-            _drop_torn_line(file)
-            file.write("".join(f"{line}\n" for line in lines).encode())
-            file.flush()
-            os.fsync(file.fileno())
+        descriptor = disk.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+        try:
+            _drop_torn_line(descriptor)
+            while left:
+                left = left[disk.write(descriptor, left) :]
+            disk.sync(descriptor)
+        finally:
+            disk.close(descriptor)
         if new:
             sync(path.parent)
     except OSError as error:
@@ -96,10 +186,14 @@ def remove_temporaries(folder: Path) -> None:
 def remove(path: Path) -> None:
     """A file or a folder with all that is in it; nothing when it is not there."""
     try:
-        if path.is_dir():
-            shutil.rmtree(path)
+        if path.is_dir() and not path.is_symlink():
+            for inner in path.iterdir():
+                remove(inner)
+            disk.remove_folder(path)
         else:
-            path.unlink(missing_ok=True)
+            disk.remove(path)
+    except FileNotFoundError:
+        return
     except OSError as error:
         raise disk_error(error, path) from error
 
@@ -162,15 +256,6 @@ def lock(path: Path, *, shared: bool = False) -> Iterator[Lock]:
         yield held
 
 
-def checksum(path: Path) -> str:
-    """SHA-256 of a file's bytes, as `sha256sum` prints it."""
-    digest = hashlib.sha256()
-    with open(path, "rb", buffering=0) as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def free_bytes(path: Path) -> int:
     """Free space on the disk that holds the path, or would hold it."""
     whole = path.absolute()
@@ -182,7 +267,7 @@ def sync(path: Path) -> None:
     """Make a file's bytes durable, or a folder's names (a rename is atomic, not durable)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        disk.sync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -206,20 +291,21 @@ _HINTS = {
 }
 
 
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+def _write(path: Path, write: Write) -> Written:
+    stream = Stream(path)
+    with io.BufferedWriter(stream, BUFFER) as file:
+        write(cast("BinaryIO", file))
+    return stream.written()
 
 
 def _forget(path: Path) -> None:
     with contextlib.suppress(OSError):
-        path.unlink(missing_ok=True)
+        disk.remove(path)
 
 
-def _drop_torn_line(file: IO[bytes]) -> None:
-    end = file.seek(0, os.SEEK_END)
-    if end == 0:
+def _drop_torn_line(descriptor: int) -> None:
+    end = os.fstat(descriptor).st_size
+    if end == 0 or os.pread(descriptor, 1, end - 1) == b"\n":
         return
-    file.seek(end - 1)
-    if file.read(1) != b"\n":
-        file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)
+    whole = os.pread(descriptor, end, 0)
+    disk.truncate(descriptor, whole.rfind(b"\n") + 1)

@@ -14,8 +14,8 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
     path = tmp_path / "part"
     storage.write_text(path, "old")
 
-    def fail(temporary):
-        temporary.write_text("half of the n")
+    def fail(file):
+        file.write(b"half of the n")
         raise RuntimeError("killed here")
 
     with pytest.raises(RuntimeError):
@@ -25,8 +25,8 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
 
 
 def test_a_full_disk_is_told_in_words(tmp_path):
-    def full(temporary):
-        temporary.write_text("x")
+    def full(file):
+        file.write(b"x")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with pytest.raises(RunError) as caught:
@@ -62,9 +62,9 @@ def test_the_lock_is_held_by_one_process_and_dies_with_it(tmp_path):
 
 def test_checksum_is_sha256sum(tmp_path):
     path = tmp_path / "file"
-    path.write_bytes(b"ACGT" * 10**6)
+    written = storage.write_atomic(path, lambda file: file.write(b"ACGT" * 10**6))
     printed = subprocess.run(["sha256sum", path], capture_output=True, text=True, check=True)
-    assert storage.checksum(path) == printed.stdout.split()[0]
+    assert written == (4 * 10**6, printed.stdout.split()[0])
 
 
 def test_a_file_in_the_way_of_a_folder(tmp_path):

@@ -7,8 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import typer
 
@@ -336,8 +335,8 @@ def compare(config: RunConfig, labels: Labels) -> dict[str, Any]:
     }
     text = json.dumps(found, indent=1, ensure_ascii=False)
 
-    def write(path: Path) -> None:
-        path.write_text(f"{text}\n", encoding="utf-8")
+    def write(file: BinaryIO) -> None:
+        file.write(f"{text}\n".encode())
 
     storage.write_all({config.output / "metrics.json": write, config.output / name: draw})
     return found
@@ -365,7 +364,7 @@ def figures_of(labels: Labels, compared: Compared) -> Metrics:
 
 def picture_of(
     labels: Labels, compared: Compared, figures: Metrics
-) -> tuple[str, Callable[[Path], None]]:
+) -> tuple[str, Callable[[BinaryIO], None]]:
     """The name of a picture, and what draws it."""
     from .. import plots
 

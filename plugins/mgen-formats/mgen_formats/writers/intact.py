@@ -4,26 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from mgen_core import RunError
 
 
 @contextmanager
-def intact(path: Path) -> Iterator[None]:
+def intact(writer: str) -> Iterator[None]:
     """Turn whatever a library raises for a damaged file into `RunError`."""
     try:
         yield
     except Exception as error:  # torch, zip, safetensors and Arrow each have their own
-        raise RunError(f"cannot read {path}: {error}", "it is damaged: make it again") from error
+        raise RunError(f"this is no {writer} file of mgen: {error}", "make it again") from error
 
 
 @contextmanager
-def saving(path: Path) -> Iterator[None]:
+def saving() -> Iterator[None]:
     """Turn what a library raises for a disk that takes no more into `RunError`."""
     try:
         yield
     except OSError:
         raise  # says what and where by itself
     except Exception as error:
-        raise RunError(f"cannot write {path}: {error}", "is the disk full?") from error
+        raise RunError(f"cannot write: {error}", "is the disk full?") from error

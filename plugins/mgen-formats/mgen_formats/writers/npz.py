@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -31,17 +30,17 @@ class NpzWriter(Writer):
     - `metadata` is one text, a JSON object.
     """
 
-    def write(self, path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
+    def write(self, file: BinaryIO, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
         refuse_bfloat16(schema, self.card.name)
         found = gather(_saved(tables, schema, self.card.name))
         # Not numpy.savez: it takes no column called `file` and stamps the hour into the file.
-        with zipfile.ZipFile(path, "w") as archive:
+        with zipfile.ZipFile(file, "w") as archive:
             for name, values in found.items():
-                with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as file:
-                    np.lib.format.write_array(file, values, allow_pickle=False)
+                with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as entry:
+                    np.lib.format.write_array(entry, values, allow_pickle=False)
 
-    def read(self, path: Path) -> pa.Table:
-        with intact(path), np.load(path, allow_pickle=False) as found:
+    def read(self, file: BinaryIO) -> pa.Table:
+        with intact(self.card.name), np.load(file, allow_pickle=False) as found:
             schema = schema_of(json.loads(str(found["metadata"])))
             held = [_loaded(found, field, kind(field, self.card.name)) for field in schema]
             return pa.table(held, schema=schema)

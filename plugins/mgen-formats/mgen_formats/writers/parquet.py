@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -25,15 +25,15 @@ class ParquetWriter(Writer):
     Equal rows give equal bytes, however the stream is cut into tables.
     """
 
-    def write(self, path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
+    def write(self, file: BinaryIO, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
         refuse_bfloat16(schema, self.card.name)
-        with pq.ParquetWriter(path, schema, **_layout(schema)) as file:
+        with pq.ParquetWriter(file, schema, **_layout(schema)) as written:
             for group in groups(tables, schema):
-                file.write_table(group, row_group_size=len(group))
+                written.write_table(group, row_group_size=len(group))
 
-    def read(self, path: Path) -> pa.Table:
-        with intact(path), pq.ParquetFile(path) as file:
-            return file.read()
+    def read(self, file: BinaryIO) -> pa.Table:
+        with intact(self.card.name), pq.ParquetFile(file) as found:
+            return found.read()
 
 
 def _layout(schema: pa.Schema) -> dict[str, object]:

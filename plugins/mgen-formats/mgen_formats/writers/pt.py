@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -27,14 +26,14 @@ class PtWriter(Writer):
     - `metadata` is a dictionary of `str`.
     """
 
-    def write(self, path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
+    def write(self, file: BinaryIO, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
         found = gather(_saved(tables, schema, self.card.name))
-        with saving(path), path.open("wb") as file:
+        with saving():
             torch.save(found, file)
 
-    def read(self, path: Path) -> pa.Table:
-        with intact(path):
-            found = torch.load(path, map_location="cpu", weights_only=True)
+    def read(self, file: BinaryIO) -> pa.Table:
+        with intact(self.card.name):
+            found = torch.load(file, map_location="cpu", weights_only=True)
             schema = schema_of(found["metadata"])
             held = [_loaded(found, field, kind(field, self.card.name)) for field in schema]
             return pa.table(held, schema=schema)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import torch
-from safetensors import safe_open
+from safetensors.torch import load
 
 from mgen_core import Writer
 
@@ -30,13 +29,14 @@ class SafetensorsWriter(Writer):
     - where a column has nulls, `NAME.valid` is False there, and the entry NaN, 0 or empty.
     """
 
-    def write(self, path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
-        _save(path, gather(_saved(tables, schema, self.card.name)), metadata(schema))
+    def write(self, file: BinaryIO, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
+        _save(file, gather(_saved(tables, schema, self.card.name)), metadata(schema))
 
-    def read(self, path: Path) -> pa.Table:
-        with intact(path), safe_open(path, "pt") as file:
-            schema = schema_of(file.metadata())
-            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    def read(self, file: BinaryIO) -> pa.Table:
+        with intact(self.card.name):
+            content = file.read()
+            schema = schema_of(_header(content)["__metadata__"])
+            found = load(content)
             held = [_loaded(found, field, kind(field, self.card.name)) for field in schema]
             return pa.table(held, schema=schema)
 
@@ -60,9 +60,9 @@ def _dtype(values: Array) -> str:
     return {"f": "F", "i": "I", "u": "U"}[values.dtype.kind] + str(8 * values.itemsize)
 
 
-def _save(path: Path, found: Mapping[str, tuple[str, Array]], about: dict[str, str]) -> None:
-    # The library's own function writes a temporary file beside `path`, readable by its owner
-    # alone, with the metadata in random order. The format is a length, a JSON header, the bytes.
+def _save(file: BinaryIO, found: Mapping[str, tuple[str, Array]], about: dict[str, str]) -> None:
+    # The library's own function takes a path, and writes the metadata in random order. The format
+    # is a length, a JSON header, the bytes.
     header: dict[str, Any] = {"__metadata__": about}
     start = 0
     ordered = sorted(found.items(), key=lambda item: -item[1][1].itemsize)  # keeps all aligned
@@ -72,10 +72,15 @@ def _save(path: Path, found: Mapping[str, tuple[str, Array]], about: dict[str, s
         start = stop
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for _, (_, values) in ordered:
-            file.write(np.ascontiguousarray(values).data)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for _, (_, values) in ordered:
+        file.write(np.ascontiguousarray(values).data)
+
+
+def _header(content: bytes) -> dict[str, Any]:
+    length = int.from_bytes(content[:8], "little")
+    found: dict[str, Any] = json.loads(content[8 : 8 + length])
+    return found
 
 
 def _loaded(found: Mapping[str, torch.Tensor], field: pa.Field, of: Kind) -> pa.Array:

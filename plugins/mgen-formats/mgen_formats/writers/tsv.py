@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import orjson
@@ -35,25 +37,27 @@ class TsvWriter(Writer):
     spelled NaN, Infinity and -Infinity inside lists.
     """
 
-    def write(self, path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
+    def write(self, file: BinaryIO, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
         refuse_bfloat16(schema, self.card.name)
         kinds = [kind(field, self.card.name) for field in schema]
-        with path.open("wb") as file:
-            file.write(b"\t".join(map(_quoted, schema.names)) + b"\n")
-            for table in tables:
-                for start in range(0, len(table), SLICE):
-                    held = table.slice(start, SLICE).columns
-                    cells = [_cells(column, of) for column, of in zip(held, kinds)]
-                    file.writelines(b"\t".join(line) + b"\n" for line in zip(*cells))
+        file.write(b"\t".join(map(_quoted, schema.names)) + b"\n")
+        for table in tables:
+            for start in range(0, len(table), SLICE):
+                held = table.slice(start, SLICE).columns
+                cells = [_cells(column, of) for column, of in zip(held, kinds)]
+                file.writelines(b"\t".join(line) + b"\n" for line in zip(*cells))
 
-    def read(self, path: Path) -> pa.Table:
+    def read(self, file: BinaryIO) -> pa.Table:
         """The table, its types guessed, since text has none.
 
         `row` is int64, `id` and `error` are strings. Lists are of float32, int64 or bool. Other
         columns are int64, double or bool where every cell is written as one, else strings; a
         column without a value has the type null.
         """
-        with intact(path):
+        with intact(self.card.name), tempfile.NamedTemporaryFile(suffix=".tsv") as copy:
+            shutil.copyfileobj(file, copy)
+            copy.flush()
+            path = Path(copy.name)
             _check_end(path)
             names = header(path, "\t")
             held = pa.Table.from_batches(
