@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,6 +62,11 @@ class RunConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise MgenError(f"{name} is {value}", "it must be 1 or more")
+        for name, value in vars(self).items():
+            for text in value if isinstance(value, tuple) else (value,):
+                if isinstance(text, (str, Path)) and not _can_be_named(str(text)):
+                    what = f"{name} {str(text)!r:.40} is not text that a file can be called"
+                    raise MgenError(what, "a config file's escapes make such: write it plainly")
         if not self.data:
             raise MgenError("no input", "name a file, a glob or a dataset")
 
@@ -71,25 +77,16 @@ def read_config(paths: Sequence[Path]) -> dict[str, Any]:
     Raises `MgenError` for a file that is not there, not YAML, not a mapping, or has a key that
     no `RunConfig` has.
     """
-    import yaml
+    from .plain_yaml import about, read_yaml
 
     known = {f.name for f in dataclasses.fields(RunConfig)}
     merged: dict[str, Any] = {}
     for path in paths:
-        try:
-            found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except OSError as error:
-            raise MgenError(f"cannot read {path}: {error.strerror}", "check --config") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            where = getattr(error, "problem_mark", None)
-            line = f", line {where.line + 1}" if where else ""
-            problem = getattr(error, "problem", None) or "not a text file"
-            raise MgenError(f"{path}{line} is not YAML: {problem}", "mend that line") from error
-        if not isinstance(found, dict):
-            raise MgenError(f"{path} holds no keys", "write `key: value` lines, as `backbone: x`")
-        for key in found:
-            if key not in known:
-                raise MgenError(f"{path}: unknown key {key!r}", near(str(key), known))
+        with about(path):
+            found = read_yaml(path)
+            for key in found:
+                if key not in known:
+                    raise MgenError(f"unknown key {key!r:.40}", near(str(key), known))
         merged.update(found)
     return merged
 
@@ -152,6 +149,13 @@ def checked(kind: type[T], values: Mapping[str, Any]) -> T:
         raise MgenError(
             f"does not fit: {'; '.join(faults)}", "give a value of that kind"
         ) from error
+
+
+def _can_be_named(text: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:  # half a character
+        return False
 
 
 def near(name: str, known: set[str]) -> str:

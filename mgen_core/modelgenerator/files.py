@@ -13,8 +13,9 @@ from typing import Any
 
 from ..config import near
 from ..errors import InputError
+from ..plain_yaml import about
 from .rows import Files, Rules
-from .sources import about, parse_yaml
+from .sources import parse
 
 HubSplits = Callable[[str], Sequence[str]]
 
@@ -186,7 +187,7 @@ def _told_by_card(folder: Path, config_name: str | None) -> dict[str, list[str]]
     text = card.read_text("utf-8", errors="replace") if card.is_file() else ""
     head = re.match(r"---\s*?\n(.*?\n)---", text, re.S)
     with about(card):
-        told = parse_yaml(head[1]) if head else {}
+        told = parse(head[1]) if head else {}
     configs = (told.get("configs") or []) if isinstance(told, dict) else []
     named = {one.get("config_name"): one for one in configs if isinstance(one, dict)}
     if not named:

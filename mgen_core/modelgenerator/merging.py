@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MgenError
+from ..plain_yaml import about
 from . import classes
 from .classes import Names, choices
-from .sources import SECTIONS, SINGLE, Source, about, parse_value, read_yaml
+from .sources import SECTIONS, SINGLE, Source, parse_value, read_config
 
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
 
@@ -50,7 +51,7 @@ def merge_configs(sources: Sequence[Source]) -> Foreign:
     for source in sources:
         if isinstance(source, Path):
             with about(source):
-                state = ROOT.merge(state, read_yaml(source), "")
+                state = ROOT.merge(state, read_config(source), "")
         else:
             flag, value = source[0].lstrip("-"), source[1]
             with about(f"--{flag} {value}"):

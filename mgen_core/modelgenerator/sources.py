@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Union
 
 import yaml
 
 from ..errors import MgenError
+from ..plain_yaml import about, parse_yaml, read_yaml
 from .classes import words
 
 Source = Union[Path, tuple[str, str]]
@@ -44,48 +44,20 @@ _Loader.add_implicit_resolver(
 )
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a file. Raises `MgenError` for anything else, and for tags that run code."""
-    try:
-        found = parse_yaml(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise MgenError(f"cannot be read: {error.strerror}", "check --config") from error
-    except UnicodeDecodeError as error:
-        raise MgenError("not a text file", "check --config") from error
-    if not isinstance(found, dict):
-        raise MgenError("holds no keys", "write `key: value` lines, as `model: Embed`")
-    return found
+def read_config(path: Path) -> dict[str, Any]:
+    """The keys of a file. Raises `MgenError`."""
+    return read_yaml(path, _Loader)
 
 
-def parse_yaml(text: str) -> Any:
+def parse(text: str) -> Any:
     """What a text says. Raises `MgenError`."""
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1} " if mark else ""
-        problem = str(getattr(error, "problem", None) or "it cannot be parsed")
-        if "python/" in problem:
-            raise MgenError(
-                f"{where}has a tag that runs Python: {problem}", "it is not followed: take it out"
-            ) from error
-        raise MgenError(f"{where}is not YAML: {problem}", "mend that line") from error
-
-
-@contextmanager
-def about(name: object) -> Iterator[None]:
-    """Put the name of what is read before the errors within."""
-    try:
-        yield
-    except MgenError as error:
-        error.what = f"{name}: {error.what}"
-        raise
+    return parse_yaml(text, _Loader)
 
 
 def is_foreign(path: Path) -> bool:
     """Whether a config file is ModelGenerator's rather than ours. Raises `MgenError`."""
     with about(path):
-        found = read_yaml(path)
+        found = read_config(path)
     keys = {str(key).split(".")[0] for key in found}
     return bool(keys & {"trainer", "model", *SINGLE}) or isinstance(found.get("data"), dict)
 
@@ -126,6 +98,6 @@ def _is_theirs(flag: str) -> bool:
 
 def parse_value(name: str, text: str) -> Any:
     """A flag's value: YAML, but names of columns and files stay as they were typed."""
-    found = parse_yaml(text)
+    found = parse(text)
     scalar = found is not None and not isinstance(found, (list, dict))
     return text if scalar and name.removesuffix("+") in TEXT else found
