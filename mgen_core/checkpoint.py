@@ -10,10 +10,6 @@ import hashlib
 import json
 import math
 import mmap
-import pickle
-import re
-import sys
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,15 +20,14 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from .archive import FETCH_AGAIN, map_file, open_archive, reading
 from .errors import WeightsError
 from .hub import WEIGHT_FILES, choose_weights
+from .pickled import MOST_AXES, StandIn, Stored
 
 SHOWN = 8  # names in an error message
 BLOCK_BYTES = 4096  # what a digest reads at a time
 BLOCKS = 16  # and how often per tensor
-FETCH_AGAIN = "the file is incomplete or damaged: fetch it again"
-TOO_LARGE = "a .bin file larger than memory cannot be mapped: use safetensors, or smaller shards"
-NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000) if sys.platform == "linux" else 0
 LIBC = ctypes.CDLL(None)
 SAFETENSORS_DTYPES = {
     "BOOL": torch.bool,
@@ -96,7 +91,8 @@ class Checkpoint:
             seen.update(json.dumps([key, str(dtype), shape]).encode())
             with _no_readahead(self._tensors.get(key)):
                 for start, stop in _sampled(math.prod(shape), BLOCK_BYTES // dtype.itemsize):
-                    block = self.flat(key, start, stop).contiguous()
+                    # A single number may have any stride and count as contiguous: copied.
+                    block = self.flat(key, start, stop).clone(memory_format=torch.contiguous_format)
                     seen.update(block.view(torch.uint8).numpy().data)
         return seen.hexdigest()
 
@@ -200,8 +196,9 @@ def _sharded(index: Path) -> dict[str, Tensor]:
         shard_of: dict[str, str] = json.loads(index.read_bytes())["weight_map"]
         names = sorted(set(shard_of.values()))
         inside = all(Path(name).name == name for name in names)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"{index} is not an index of weights: {error!r}", FETCH_AGAIN) from error
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        reason = f"{type(error).__name__} {str(error)[:200]}"
+        raise WeightsError(f"{index} is not an index of weights: {reason}", FETCH_AGAIN) from error
     if not inside:
         raise WeightsError(f"{index} names files outside its folder", "do not use this file")
     missing = [name for name in names if not (index.parent / name).exists()]
@@ -223,7 +220,7 @@ def _sharded(index: Path) -> dict[str, Tensor]:
 
 def _single(file: Path) -> dict[str, Tensor]:
     """Every tensor of one file, as views of its mapping."""
-    try:
+    with reading(file):
         with file.open("rb") as stream:
             start = stream.read(16)
         if start.startswith(b"version https://"):
@@ -231,16 +228,7 @@ def _single(file: Path) -> dict[str, Tensor]:
                 f"{file} is a Git LFS pointer, not the weights it stands for",
                 "run `git lfs pull` in its folder, or fetch it with `hf download`",
             )
-        if file.suffix == ".safetensors":
-            return _safetensors(file)
-        return _pickled(file, start)
-    except WeightsError:
-        raise
-    # A damaged file can fail anywhere inside either library.
-    except Exception as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        hint = TOO_LARGE if "Cannot allocate memory" in reason else FETCH_AGAIN
-        raise WeightsError(f"cannot read {file}: {reason}", hint) from error
+        return _safetensors(file) if file.suffix == ".safetensors" else _pickled(file)
 
 
 def _safetensors(file: Path) -> dict[str, Tensor]:
@@ -249,14 +237,13 @@ def _safetensors(file: Path) -> dict[str, Tensor]:
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(length))
-        # Private, so that nothing can change the file; not counted as memory that is promised,
-        # or the kernel refuses a file larger than memory (and so does the library's own mapping).
-        flags, prot = mmap.MAP_PRIVATE | NO_RESERVE, mmap.PROT_READ | mmap.PROT_WRITE
-        mapped = mmap.mmap(stream.fileno(), 0, flags=flags, prot=prot)
+        mapped = map_file(stream)
     header.pop("__metadata__", None)
     tensors = {}
     for key, entry in header.items():
         dtype, shape = SAFETENSORS_DTYPES[entry["dtype"]], entry["shape"]
+        if len(shape) > MOST_AXES:
+            raise ValueError(f"{key} has {len(shape)} axes")
         start, size = 8 + length + entry["data_offsets"][0], math.prod(shape)
         empty = torch.empty(0, dtype=dtype)  # frombuffer takes no empty ones
         values = torch.frombuffer(mapped, dtype=dtype, count=size, offset=start) if size else empty
@@ -264,30 +251,23 @@ def _safetensors(file: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _pickled(file: Path, start: bytes) -> dict[str, Tensor]:
-    zipped = start.startswith(b"PK\x03\x04")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickle protocols: what cannot be read is refused
-            # Files from before torch 1.6 are not zips and cannot be mapped.
-            loaded = torch.load(file, map_location="cpu", mmap=zipped, weights_only=True)
-    except pickle.UnpicklingError as error:
-        asked = re.search(r"GLOBAL (\S+)", str(error))
-        if asked is None and not zipped and not start.startswith(pickle.PROTO):
-            raise WeightsError(f"cannot read {file}: not a PyTorch file", FETCH_AGAIN) from error
-        what = f"asks for {asked[1]}, which is code" if asked else "is a pickle that may hold code"
+def _pickled(file: Path) -> dict[str, Tensor]:
+    archive = open_archive(file)
+    found = archive.content if isinstance(archive.content, dict) else {}
+    for value in found.values():
+        if isinstance(value, StandIn):
+            raise WeightsError(
+                f"refused {file}: it asks for {value.name}, which is code and not weights; "
+                "nothing ran",
+                "use the model's safetensors files, or a state dict of plain tensors",
+            )
+    stored = {key: value for key, value in found.items() if isinstance(value, Stored)}
+    if not stored:
         raise WeightsError(
-            f"refused {file}: it {what} and not weights; nothing ran",
-            "use the model's safetensors files, or a state dict of plain tensors",
-        ) from error
-    found = loaded.items() if isinstance(loaded, Mapping) else ()
-    tensors = {key: value.detach() for key, value in found if isinstance(value, Tensor)}
-    if not tensors:
-        raise WeightsError(
-            f"{file} holds no tensors by name, but: {listed_names([str(key) for key, _ in found])}",
+            f"{file} holds no tensors by name, but: {listed_names([str(key) for key in found])}",
             "a state dict is needed: names and tensors, nothing around them",
         )
-    return tensors
+    return {str(key): archive.tensor(str(key), value) for key, value in stored.items()}
 
 
 def listed_names(names: Sequence[str]) -> str:
