@@ -53,25 +53,40 @@ def ahead(items: Iterable[T], depth: int = 4) -> Generator[T, None, None]:
 
 
 class Behind(Generic[T]):
-    """Calls `work` on the items in one thread, in order, at most `depth` items behind.
+    """Calls `work` on the items in one thread, in order, `most` items and `room` bytes behind.
 
-    `work` gets all the items that are waiting, so that what costs once a call (making a log
+    `work` gets all the items that are waiting, so that what costs once a call (a file, making it
     durable) costs less the further it is behind.
 
     Once `work` has raised, no further item is worked on and the exception comes out of the next
     `put`, or of leaving the `with` block: nothing is acknowledged after a failure.
     """
 
-    def __init__(self, work: Callable[[Sequence[T]], None], depth: int = 16) -> None:
+    def __init__(
+        self, work: Callable[[Sequence[T]], None], most: int = 256, room: int = 2**27
+    ) -> None:
         self._work = work
-        self._items: queue.Queue[T | None] = queue.Queue(depth)
+        self._most = most
+        self._room = room
+        self._items: list[T] = []
+        self._bytes = 0
+        self._ended = False
+        self._changed = threading.Condition()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="mgen-behind", daemon=True)
 
-    def put(self, item: T) -> None:
-        """Hand over one item; waits while `depth` are pending."""
-        self.check()
-        self._items.put(item)
+    def put(self, item: T, size: int = 0) -> None:
+        """Hand over one item of so many bytes; waits while there is no room for it."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._error is not None or self._fits(size))
+            self.check()
+            self._items.append(item)
+            self._bytes += size
+            self._changed.notify_all()
+
+    def _fits(self, size: int) -> bool:
+        many = len(self._items) >= self._most or self._bytes + size > self._room
+        return not self._items or not many
 
     def check(self) -> None:
         """Raises what `work` has raised."""
@@ -83,21 +98,27 @@ class Behind(Generic[T]):
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self._items.put(None)
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
         self._thread.join()
         if self._error is not None and error is not self._error:
             raise self._error
 
     def _run(self) -> None:
-        ended = False
-        while not ended:
-            items = [self._items.get()]
-            while not self._items.empty():
-                items.append(self._items.get())
-            ended = items[-1] is None
-            waiting = [item for item in items if item is not None]
-            if waiting and self._error is None:
+        while waiting := self._taken():
+            if self._error is None:
                 try:
                     self._work(waiting)
                 except BaseException as error:
-                    self._error = error
+                    with self._changed:
+                        self._error = error
+                        self._changed.notify_all()
+
+    def _taken(self) -> list[T]:
+        """All that is waiting; nothing when nothing comes any more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._items or self._ended)
+            taken, self._items, self._bytes = self._items, [], 0
+            self._changed.notify_all()
+            return taken

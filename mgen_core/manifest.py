@@ -16,9 +16,11 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -47,7 +49,7 @@ OURS = (
 
 @dataclass(frozen=True)
 class Done:
-    """A line of the done-log: a part that is complete and durable.
+    """A line of the done-log: a part that is complete and durable, of one or several batches.
 
     `file` is relative to the run directory; `rows` are in it, `failed` beside it in `failures`;
     `first` and `last` are the smallest and largest row index of both; `tokens` carry data.
@@ -55,7 +57,7 @@ class Done:
     for the whole batch.
     """
 
-    batch: int
+    batches: tuple[int, ...]
     file: str
     rows: int
     failed: int
@@ -109,14 +111,16 @@ class Manifest:
         """First row, rows, first batch, batches of each window."""
         return [tuple(window) for window in self.record["plan"]["windows"]]
 
-    def done(self) -> dict[int, Done]:
-        """Batch number -> its part, for each part whose file is there in its full length."""
-        found = {}
+    def done(self) -> list[Done]:
+        """The parts whose files are there in their full length, in the order of the plan."""
+        last: dict[str, Done] = {}
         for log in sorted((self.folder / "done").glob("rank-*.jsonl")):
             for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
-                if (part := _done(line)) and self._whole(part):
-                    found[part.batch] = part
-        return found
+                if part := _done(line):
+                    last[part.file] = part  # a file that was written again is what it was last
+        whole = [part for part in last.values() if self._whole(part)]
+        found = {number: part for part in whole for number in part.batches}
+        return list(dict.fromkeys(found[number] for number in sorted(found)))
 
     def tail(self) -> Iterator[list[Done]]:
         """At each step, the lines that came to the done-logs since the one before."""
@@ -132,13 +136,30 @@ class Manifest:
                 found += [part for line in lines if (part := _done(line))]
             yield found
 
-    def missing(self, done: Mapping[int, Done]) -> list[int]:
-        """Numbers of the batches that are not done."""
-        return [number for number in range(self.batches) if number not in done]
+    def by_window(self, done: Iterable[Done]) -> Iterator[tuple[int, int, int, list[Done]]]:
+        """First row, rows, batches and the parts that are done, of each window."""
+        found: dict[int, list[Done]] = {}
+        for part in done:
+            found.setdefault(self.window_of(part.batches[0]), []).append(part)
+        for place, (first, rows, _, batches) in enumerate(self.windows):
+            yield first, rows, batches, found.get(place, [])
 
-    def failed(self, done: Mapping[int, Done]) -> int:
+    def window_of(self, batch: int) -> int:
+        """The place of the window that the batch is in. Parts do not reach over windows."""
+        return bisect_right(self._starts, batch) - 1
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return [batch for _, _, batch, _ in self.windows]
+
+    def missing(self, done: Iterable[Done]) -> list[int]:
+        """Numbers of the batches that are not done."""
+        there = {number for part in done for number in part.batches}
+        return [number for number in range(self.batches) if number not in there]
+
+    def failed(self, done: Iterable[Done]) -> int:
         """Rows set aside: while planning, and while computing what is done."""
-        return int(self.record["plan"]["failed"]) + sum(part.failed for part in done.values())
+        return int(self.record["plan"]["failed"]) + sum(part.failed for part in done)
 
     def log(self, rank: int, parts: Sequence[Done]) -> None:
         """Acknowledge parts: from these lines on they count as done."""
@@ -156,8 +177,8 @@ class Manifest:
         """Rows set aside while planning, in input order."""
         return self._failures(PLAN_FAILURES, self.record["plan"]["failures_sha256"])
 
-    def batch_failures(self, part: Done) -> Iterator[Failure]:
-        """Rows set aside while computing a batch, in the order of the batch."""
+    def part_failures(self, part: Done) -> Iterator[Failure]:
+        """Rows set aside while computing a part."""
         return self._failures(part.failures, part.failures_sha256) if part.failures else iter(())
 
     def _failures(self, file: str, sha256: str | None) -> Iterator[Failure]:
@@ -216,9 +237,10 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 def _done(line: str) -> Done | None:
     try:
-        return Done(**json.loads(line))
+        facts = json.loads(line)
+        return Done(**{**facts, "batches": tuple(facts["batches"])})
     # A line torn by a crash: its part was not acknowledged and is computed again.
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, KeyError):
         return None
 
 

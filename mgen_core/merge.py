@@ -73,7 +73,7 @@ def read(run: Path, catalog: Catalog, selection: Selection) -> pa.Table:
 
 
 def selected(
-    manifest: Manifest, done: dict[int, Done], catalog: Catalog, selection: Selection
+    manifest: Manifest, done: Sequence[Done], catalog: Catalog, selection: Selection
 ) -> tuple[pa.Schema, Iterator[pa.Table]]:
     """The selected rows in input order, read as they are asked for, and their schema."""
     source = open_parts(manifest, catalog)
@@ -98,7 +98,7 @@ class Counted:
             yield table
 
 
-def complete(manifest: Manifest, selection: Selection) -> dict[int, Done]:
+def complete(manifest: Manifest, selection: Selection) -> list[Done]:
     """The done parts. Raises `RunError` naming the batches that are missing, unless allowed."""
     done = manifest.done()
     missing = manifest.missing(done)
@@ -124,7 +124,7 @@ def open_parts(manifest: Manifest, catalog: Catalog) -> Writer:
 
 
 def merged_schema(
-    manifest: Manifest, stored: pa.Schema, done: dict[int, Done], selection: Selection
+    manifest: Manifest, stored: pa.Schema, done: Sequence[Done], selection: Selection
 ) -> pa.Schema:
     """The stored columns, and `error` where rows failed; only what was asked for."""
     schema = stored.with_metadata({**(stored.metadata or {}), **_provenance(manifest)})
@@ -143,7 +143,7 @@ def merged_schema(
 def ordered(
     manifest: Manifest,
     source: Writer,
-    done: dict[int, Done],
+    done: Sequence[Done],
     selection: Selection,
     full: pa.Schema,
     schema: pa.Schema,
@@ -152,14 +152,13 @@ def ordered(
     keep = RowFilter(selection.where, full) if selection.where else None
     planned = manifest.planned_failures()
     later: Failure | None = next(planned, None)
-    for first, rows, batch, batches in manifest.windows:
-        parts = [done[number] for number in range(batch, batch + batches) if number in done]
+    for first, rows, batches, parts in manifest.by_window(done):
         failures: list[Failure] = []
         while later is not None and later.row < first + rows:
             failures.append(later)
             later = next(planned, None)
         table = _window(manifest, source, parts, failures, full)
-        _check_rows(table, first, rows, whole=len(parts) == batches)
+        _check_rows(table, first, rows, whole=sum(len(part.batches) for part in parts) == batches)
         if selection.drop_failed:
             table = table.filter(pc.is_null(table[ERROR]))
         if keep is not None:
@@ -176,10 +175,11 @@ def _window(
 ) -> pa.Table:
     tables = []
     for part in parts:
-        table = read_part(manifest, source, part)
-        table = table.append_column(full.field(ERROR), pa.nulls(len(table), pa.string()))
-        tables.append(table.cast(full))
-        failures.extend(manifest.batch_failures(part))
+        if part.rows:  # where all failed, nobody knew what the columns would be
+            table = read_part(manifest, source, part)
+            table = table.append_column(full.field(ERROR), pa.nulls(len(table), pa.string()))
+            tables.append(table.cast(full))
+        failures.extend(manifest.part_failures(part))
     tables.append(null_rows(full, failures))
     table = pa.concat_tables(tables)
     return table.take(pc.sort_indices(table[ROW]))
@@ -243,11 +243,11 @@ def _provenance(manifest: Manifest) -> dict[str, str]:
     }
 
 
-def _part_schema(manifest: Manifest, source: Writer, done: dict[int, Done]) -> pa.Schema:
+def _part_schema(manifest: Manifest, source: Writer, done: Sequence[Done]) -> pa.Schema:
     if not done:
         raise RunError(f"nothing is done in {manifest.folder}", f"run {manifest.command()}")
     # Of a part with rows: a format that guesses types has nothing to guess from in the others.
-    told = next((part for part in done.values() if part.rows), done[min(done)])
+    told = next((part for part in done if part.rows), done[0])
     return read_part(manifest, source, told).schema
 
 
@@ -276,8 +276,8 @@ def _check_dtype(card: WriterCard, manifest: Manifest, catalog: Catalog) -> None
         )
 
 
-def _check_room(path: Path, done: dict[int, Done]) -> None:
-    needed, free = sum(part.bytes for part in done.values()), storage.free_bytes(path)
+def _check_room(path: Path, done: Sequence[Done]) -> None:
+    needed, free = sum(part.bytes for part in done), storage.free_bytes(path)
     if needed > free:
         raise RunError(
             f"{path} needs about {needed / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free",

@@ -1,11 +1,10 @@
-"""Parts: the files of computed batches, written so that they count only when they are whole."""
+"""Parts: files of computed batches, written so that they count only when they are whole."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import pyarrow as pa
@@ -18,14 +17,16 @@ from .manifest import Done, Manifest, write_lines
 from .plan import Batch, Failure
 from .storage import Written
 
+PART_BYTES = 2**26
+
 
 def part_path(rank: int, batch: int, suffix: str) -> str:
-    """Where a part lies, relative to the run directory."""
+    """Where a part lies, named by the first of its batches, relative to the run directory."""
     return f"parts/rank-{rank:05d}/batch-{batch:08d}{suffix}"
 
 
 def failures_path(rank: int, batch: int) -> str:
-    """Where the rows that failed in a batch are told, relative to the run directory."""
+    """Where the rows that failed beside a part are told, relative to the run directory."""
     return f"failed/rank-{rank:05d}/batch-{batch:08d}.jsonl"
 
 
@@ -39,26 +40,43 @@ class Computed(NamedTuple):
     limit: int | None = None
 
 
-def write_parts(job: Job, manifest: Manifest, rank: int, waiting: Sequence[Computed]) -> list[Done]:
+def write_parts(job: Job, manifest: Manifest, rank: int, waiting: Sequence[Computed]) -> None:
     """Commit batches: the rows that failed, the parts, then the lines that make them count."""
-    files: dict[Path, storage.Write] = {}
-    filed = []
-    for computed in waiting:
-        batch, table, failures = computed.batch, computed.table, computed.failures
-        told = failures_path(rank, batch.number) if failures else None
+    files: dict[str, storage.Write] = {}
+    parts = []
+    for together in grouped(waiting, manifest):
+        table = pa.concat_tables([one.table for one in together])
+        failures = [failure.line() for one in together for failure in one.failures]
+        number = min(one.batch.number for one in together)
+        file = part_path(rank, number, job.writer.card.suffix)
+        told = failures_path(rank, number) if failures else None
         if told:
-            lines = [failure.line() for failure in failures]
-            files[manifest.folder / told] = partial(write_lines, lines)
-        file = part_path(rank, batch.number, job.writer.card.suffix)
-        files[manifest.folder / file] = partial(_write_table, job.writer, table)
-        filed.append((computed, file, table.num_rows, len(failures), told))
-    for folder in {path.parent for path in files}:
+            files[told] = partial(write_lines, failures)
+        files[file] = partial(_write_table, job.writer, table)
+        parts.append((together, file, table.num_rows, len(failures), told))
+    paths = {manifest.folder / file: write for file, write in files.items()}
+    for folder in {path.parent for path in paths}:
         storage.make_folder(folder)
-    written = storage.write_all(files)
-    at = {path.relative_to(manifest.folder).as_posix(): what for path, what in written.items()}
-    parts = [_done(at, *facts) for facts in filed]
-    manifest.log(rank, parts)
-    return parts
+    written = dict(zip(files, storage.write_all(paths).values()))
+    manifest.log(rank, [_done(written, *facts) for facts in parts])
+
+
+def grouped(waiting: Sequence[Computed], manifest: Manifest) -> Iterator[list[Computed]]:
+    """Batches that become one part: of one window and one schema, and not too much to read."""
+    held: list[Computed] = []
+    size = 0
+    for one in waiting:
+        size += one.table.nbytes
+        if held and (
+            manifest.window_of(held[0].batch.number) != manifest.window_of(one.batch.number)
+            or held[0].table.schema != one.table.schema
+            or size > PART_BYTES
+        ):
+            yield held
+            held, size = [], one.table.nbytes
+        held.append(one)
+    if held:
+        yield held
 
 
 def _write_table(writer: Writer, table: pa.Table, file: BinaryIO) -> None:
@@ -67,16 +85,16 @@ def _write_table(writer: Writer, table: pa.Table, file: BinaryIO) -> None:
 
 def _done(
     written: Mapping[str, Written],
-    computed: Computed,
+    together: Sequence[Computed],
     file: str,
     rows: int,
     failed: int,
     told: str | None,
 ) -> Done:
-    batch = computed.batch
-    indices = [row.index for row in batch.rows]
+    indices = [row.index for one in together for row in one.batch.rows]
+    limits = [one.limit for one in together if one.limit is not None]
     return Done(
-        batch=batch.number,
+        batches=tuple(one.batch.number for one in together),
         file=file,
         rows=rows,
         failed=failed,
@@ -84,11 +102,11 @@ def _done(
         last=max(indices),
         bytes=written[file].bytes,
         sha256=written[file].sha256,
-        seconds=round(computed.seconds, 4),
+        seconds=round(sum(one.seconds for one in together), 4),
         failures=told,
         failures_sha256=written[told].sha256 if told else None,
-        tokens=batch.tokens,
-        limit=computed.limit,
+        tokens=sum(one.batch.tokens for one in together),
+        limit=min(limits, default=None),
     )
 
 
@@ -99,12 +117,12 @@ def read_part(manifest: Manifest, source: Writer, part: Done) -> pa.Table:
     if hashlib.sha256(content).hexdigest() != part.sha256:
         raise RunError(
             f"{path} is damaged: its checksum is not the one in the done-log",
-            f"delete the file, then {manifest.command()} computes batch {part.batch} again",
+            f"delete the file, then {manifest.command()} computes its rows again",
         )
     table = source.read(pa.BufferReader(content))
     if table.num_rows != part.rows:
         raise RunError(
             f"{path} holds {table.num_rows} rows, the done-log says {part.rows}",
-            f"delete the file, then {manifest.command()} computes batch {part.batch} again",
+            f"delete the file, then {manifest.command()} computes its rows again",
         )
     return table

@@ -57,13 +57,39 @@ def test_what_waits_is_worked_on_together():
         free.wait()
         calls.append(list(numbers))
 
-    with Behind(work, depth=8) as behind:
+    with Behind(work, most=8) as behind:
         for n in range(7):
             behind.put(n)
         time.sleep(0.1)
         free.set()
     assert [number for call in calls for number in call] == list(range(7))
     assert len(calls) <= 2
+
+
+@pytest.mark.parametrize("limit", [{"most": 3}, {"room": 30}])
+def test_no_more_waits_than_there_is_room_for(limit):
+    taken, free = [], threading.Event()
+
+    def work(numbers):
+        taken.append(len(numbers))
+        free.wait()
+
+    with Behind(work, **limit) as behind:
+        putting = threading.Thread(target=lambda: [behind.put(n, size=10) for n in range(8)])
+        putting.start()
+        putting.join(0.2)
+        assert putting.is_alive(), "nothing held it back"
+        free.set()
+        putting.join()
+    assert sum(taken) == 8 and max(taken) <= 3
+
+
+def test_one_item_is_taken_however_large():
+    done = []
+    with Behind(done.extend, room=30) as behind:
+        behind.put("large", size=100)
+        behind.put("small", size=1)
+    assert done == ["large", "small"]
 
 
 def test_behind_stops_working_after_a_failure_and_says_so():
