@@ -33,6 +33,7 @@ from .errors import InputError, MgenError, PluginError, RowError, RunError, Weig
 from .hookspecs import hookimpl
 
 if TYPE_CHECKING:
+    from .aside import failures
     from .notebook import embed, infer, read, run_task
 
 __version__ = "0.1.0"
@@ -64,6 +65,7 @@ __all__ = [
     "Writer",
     "WriterCard",
     "embed",
+    "failures",
     "hookimpl",
     "infer",
     "read",
@@ -73,6 +75,10 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # These pull in the whole run; plugins and `--help` must not pay for that.
+    if name == "failures":
+        from .aside import failures
+
+        return failures
     if name in ("embed", "infer", "read", "run_task"):
         from . import notebook
 

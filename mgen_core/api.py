@@ -419,8 +419,9 @@ class Rows:
         """The named columns, in input order, a few thousand rows at a time.
 
         Ids and sequences come as `str` exactly as written ("007" stays "007"), a missing value
-        as None. Memory stays flat whatever the input's length. Raises `InputError` with the
-        line number for data that cannot be parsed.
+        as None. Where a row cannot be parsed, a `RowError` that says why stands in its cells (in
+        one at least), and that row is set aside. Raises `InputError` where no row can be told from
+        the next. Memory stays flat whatever the input's length.
         """
         raise NotImplementedError
 

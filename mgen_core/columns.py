@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from .plan import Batch, Failure
+from .plan import NOT_FINITE, Batch, Failure
 
 BFLOAT16 = {b"mgen.dtype": b"bfloat16"}
 ROW, ID, ERROR = "row", "id", "error"
@@ -29,6 +30,11 @@ class HostColumn:
     def __len__(self) -> int:
         return len(self.values if self.lengths is None else self.lengths)
 
+    @property
+    def nbytes(self) -> int:
+        """Of the numbers."""
+        return 0 if isinstance(self.values, list) else self.values.nbytes
+
     def finite(self) -> np.ndarray[Any, Any]:
         """(n,) bool: entries without NaN or infinity."""
         if isinstance(self.values, list) or not (self.bfloat16 or self.values.dtype.kind == "f"):
@@ -45,22 +51,31 @@ class HostColumn:
 
 
 def to_table(
-    batch: Batch, columns: Mapping[str, HostColumn], metadata: Mapping[str, str], stored: str
+    batch: Batch,
+    columns: Mapping[str, HostColumn],
+    metadata: Mapping[str, str],
+    stored: str,
+    reasons: Mapping[int, str] = MappingProxyType({}),
 ) -> tuple[pa.Table, list[Failure]]:
-    """The batch's rows with their columns, and the rows whose values are not finite.
+    """The batch's rows with their columns, and in order those without, or not finite.
 
-    Equal rows were computed once; here each gets its own copy.
+    `reasons` are of the entries that have no columns, by their place. Equal rows were computed
+    once; here each gets its own copy. A table without rows may lack columns.
     """
-    good = np.logical_and.reduce([column.finite() for column in columns.values()])
-    failures = [
-        Failure(row.index, row.id, f"output is not finite in {stored} (NaN or infinity)")
-        for entry, fine in zip(batch.entries, good)
+    computed = [entry for place, entry in enumerate(batch.entries) if place not in reasons]
+    good = np.logical_and.reduce([column.finite() for column in columns.values()], initial=True)
+    bad = [(batch.entries[place], reason) for place, reason in reasons.items()]
+    bad += [
+        (entry, f"{NOT_FINITE} in {stored} (NaN or infinity)")
+        for entry, fine in zip(computed, np.broadcast_to(good, len(computed)))
         if not fine
-        for row in entry.rows
     ]
-    kept = [number for number, fine in enumerate(good) if fine]
-    take = [number for number in kept for _ in batch.entries[number].rows]
-    rows = [row for number in kept for row in batch.entries[number].rows]
+    failures = sorted(
+        Failure(row.index, row.id, reason) for entry, reason in bad for row in entry.rows
+    )
+    kept = np.flatnonzero(np.broadcast_to(good, len(computed))).tolist()
+    take = [number for number in kept for _ in computed[number].rows]
+    rows = [row for number in kept for row in computed[number].rows]
     fields = [pa.field(ROW, pa.int64(), nullable=False), pa.field(ID, pa.string(), nullable=False)]
     arrays: list[pa.Array] = [
         numbers(np.array([row.index for row in rows], dtype=np.int64)),
@@ -74,6 +89,23 @@ def to_table(
         fields.append(pa.field(name, array.type, metadata=BFLOAT16 if column.bfloat16 else None))
     schema = pa.schema(fields, metadata=dict(metadata) or None)
     return pa.Table.from_arrays(arrays, schema=schema), failures
+
+
+def end_to_end(pieces: Sequence[Mapping[str, HostColumn]]) -> dict[str, HostColumn]:
+    """The columns of several sets of rows as those of one."""
+    if len(pieces) <= 1:
+        return dict(pieces[0]) if pieces else {}
+    return {name: _end_to_end([piece[name] for piece in pieces]) for name in pieces[0]}
+
+
+def _end_to_end(pieces: Sequence[HostColumn]) -> HostColumn:
+    first = pieces[0]
+    if isinstance(first.values, list):
+        return HostColumn([value for piece in pieces for value in piece.values])
+    lengths = None
+    if first.lengths is not None:
+        lengths = np.concatenate([piece.lengths for piece in pieces if piece.lengths is not None])
+    return HostColumn(np.concatenate([p.values for p in pieces]), lengths, first.bfloat16)
 
 
 def to_array(column: HostColumn) -> pa.Array:

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from .api import Activations, Backbone, Column, Columns, Inputs, Ragged, Row, Task, TaskCard
+from .api import (
+    Activations,
+    Backbone,
+    BackboneCard,
+    Column,
+    Columns,
+    Inputs,
+    Ragged,
+    Row,
+    Task,
+    TaskCard,
+)
 from .checkpoint import Checkpoint, seeded_checkpoint
 from .columns import HostColumn
 from .config import Precision, StoredDtype
-from .errors import PluginError, WeightsError
+from .errors import MgenError, PluginError, RowError, RunError, WeightsError, defect, told
 from .origin import Origin
 from .turns import OutOfMemory, Turn
 from .weights import fill, parameters_on_meta
+
+T = TypeVar("T")
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 STORED = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -98,7 +112,7 @@ class Engine:
         self.task.head = head
 
     def run(self, rows: Sequence[Row], inputs: Inputs) -> Columns:
-        """One forward pass and the task's columns of it; `inputs` are on the device."""
+        """One forward pass and the task's columns of it."""
         raise NotImplementedError
 
     def idle(self) -> None:
@@ -108,14 +122,27 @@ class Engine:
         """What this rank and those that it keeps step with come to."""
         return turn
 
+    def collate(self, rows: Sequence[Row]) -> Inputs:
+        """What goes into a forward pass, on the CPU. Raises `RowError` and `OutOfMemory`."""
+
+        def collate() -> Inputs:
+            with watching(self.backbone.card):
+                return self.backbone.collate(rows)
+
+        return self._within_memory(collate)
+
     def forward(self, rows: Sequence[Row], inputs: Inputs) -> Columns:
         """One forward pass and the task's columns of it, on the device.
 
-        Raises `OutOfMemory` when the device has not enough memory for it.
+        Raises `RowError` when a plugin fails over it, and `OutOfMemory` when there is not enough.
         """
+        return self._within_memory(lambda: self.run(rows, inputs))
+
+    def _within_memory(self, work: Callable[[], T]) -> T:
+        """What `work` gives. Raises `OutOfMemory`."""
         try:
-            return self.run(rows, to_device(inputs, self.placement.device))
-        except RuntimeError as error:
+            return work()
+        except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
         # Outside the handler: the error holds the tensors that filled the memory.
@@ -124,23 +151,35 @@ class Engine:
         raise OutOfMemory
 
     def call(self, inputs: Inputs) -> Activations:
-        """The backbone's forward pass; `inputs` are on the device."""
-        return self.backbone.forward(self.module, inputs, self.task.needs)
+        """The backbone's forward pass."""
+        moved = to_device(inputs, self.placement.device)
+        return self.backbone.forward(self.module, moved, self.task.needs)
+
+    def columns(self, activations: Activations, rows: Sequence[Row]) -> Columns:
+        """The task's columns of a pass. Raises `RowError` when the task fails over it."""
+        with watching(self.task.card):
+            return self.task.columns(activations, rows)
 
     def collect(
-        self, found: Sequence[Columns], counts: Sequence[int], stored: StoredDtype
+        self,
+        found: Sequence[Columns],
+        counts: Sequence[int],
+        stored: StoredDtype,
+        places: Sequence[int] | None = None,
     ) -> dict[str, HostColumn]:
-        """The columns of a batch from those of its passes, on the CPU: one copy."""
-        with torch.inference_mode():
-            columns = self.task.gather(_joined(found), counts)
+        """The columns of a batch from those of its passes, on the CPU: one copy.
+
+        `places` are the variants to use of all that were found, where not all are. Raises
+        `RowError` when the task fails over them.
+        """
+        with torch.inference_mode(), watching(self.task.card):
+            columns = joined(found, self.task.card)
+            columns = self.task.gather(taken(columns, places), counts)
             host = {name: _to_host(column, STORED[stored]) for name, column in columns.items()}
         for name, column in host.items():
             if len(column) != len(counts):
-                raise PluginError(
-                    f"task {self.task.card.name}: column {name!r} has {len(column)} entries for "
-                    f"{len(counts)} rows",
-                    "this is a defect of the task plugin: report it to its author",
-                )
+                entries = f"{len(column)} entries for {len(counts)} rows"
+                raise broken(self.task.card, f"column {name!r} has {entries}")
         return host
 
 
@@ -153,15 +192,39 @@ class LocalEngine(Engine):
 
     def run(self, rows: Sequence[Row], inputs: Inputs) -> Columns:
         with torch.inference_mode():
-            return self.task.columns(self.call(inputs), rows)
+            with watching(self.backbone.card):
+                activations = self.call(inputs)
+            return self.columns(activations, rows)
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether PyTorch says that memory is used up."""
+    """Whether Python or PyTorch says that memory is used up."""
     # On the CPU it is a plain RuntimeError.
-    return isinstance(error, torch.OutOfMemoryError) or (
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     )
+
+
+@contextlib.contextmanager
+def watching(card: BackboneCard | TaskCard) -> Iterator[None]:
+    """`blaming`, but for what is not about a row: memory, and a device that has failed.
+
+    Raises `RunError` for the latter: until the process ends, it computes no other row either.
+    """
+    try:
+        yield
+    except (MgenError, RowError, OutOfMemory):
+        raise
+    except torch.AcceleratorError as error:
+        raise RunError(
+            f"the device has failed while {card.name} ran ({told(error)})",
+            "start the same command again; if it fails again, hide the device from it with "
+            "CUDA_VISIBLE_DEVICES= : on a CPU the row that does it is set aside",
+        ) from error
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise defect(card, error) from error
 
 
 @dataclass(frozen=True)
@@ -176,13 +239,6 @@ class HeadNames:
         return (name,)
 
 
-def _joined(found: Sequence[Columns]) -> Columns:
-    """The columns of several passes, end to end."""
-    if len(found) == 1:
-        return found[0]
-    return {name: _end_to_end([columns[name] for columns in found]) for name in found[0]}
-
-
 def _end_to_end(pieces: Sequence[Any]) -> Column:
     if isinstance(pieces[0], Ragged):
         lengths = [length for piece in pieces for length in piece.lengths]
@@ -190,6 +246,39 @@ def _end_to_end(pieces: Sequence[Any]) -> Column:
     if isinstance(pieces[0], Tensor):
         return torch.cat(list(pieces))
     return [value for piece in pieces for value in piece]
+
+
+def joined(found: Sequence[Columns], card: TaskCard) -> Columns:
+    """The columns of several passes, end to end."""
+    if len(found) == 1:
+        return found[0]
+    if any(columns.keys() != found[0].keys() for columns in found):
+        raise broken(card, "a pass has other columns than the one before")
+    return {name: _end_to_end([columns[name] for columns in found]) for name in found[0]}
+
+
+def broken(card: TaskCard, how: str) -> PluginError:
+    """What to say of a task that breaks its contract."""
+    return PluginError(
+        f"task {card.name}: {how}", "this is a defect of the task plugin: report it to its author"
+    )
+
+
+def taken(columns: Columns, places: Sequence[int] | None) -> Columns:
+    """The entries at these places, of each column; None: all."""
+    if places is None:
+        return columns
+    return {name: _taken(column, places) for name, column in columns.items()}
+
+
+def _taken(column: Column, places: Sequence[int]) -> Column:
+    if isinstance(column, Tensor):
+        return column[list(places)]
+    if isinstance(column, Ragged):
+        pieces = torch.split(column.values, list(column.lengths))
+        lengths = [column.lengths[place] for place in places]
+        return Ragged(torch.cat([column.values[:0], *(pieces[p] for p in places)]), lengths)
+    return [column[place] for place in places]
 
 
 def to_device(value: Any, device: torch.device) -> Any:

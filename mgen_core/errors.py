@@ -8,10 +8,16 @@
   - `Stopped`: a signal came before anything was computed.
 - `RowError`: one row cannot be computed. The row is set aside, the run goes on.
 
+What else a plugin raises over a row is a defect of the plugin: it costs that row, too (`blaming`).
 Anything else that escapes is a bug in mgen and keeps its traceback.
 """
 
 from __future__ import annotations
+
+import contextlib
+import traceback
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 
 class MgenError(Exception):
@@ -52,3 +58,53 @@ class Stopped(MgenError):
 
 class RowError(Exception):
     """This row cannot be computed; `str(error)` is the reason shown to the user."""
+
+
+# --------------------------------------------------------------------------- defects of plugins
+
+DEFECT = " failed with "
+MOST_LETTERS = 200
+
+
+class Named(Protocol):
+    """What is known of a plugin: its card."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def load(self) -> Any: ...
+
+
+@contextlib.contextmanager
+def blaming(card: Named) -> Iterator[None]:
+    """What a plugin raises unawares becomes a `RowError` that names it."""
+    try:
+        yield
+    except (MgenError, RowError):
+        raise
+    except Exception as error:
+        raise defect(card, error) from error
+
+
+def defect(card: Named, error: Exception) -> RowError:
+    """The reason to set a row aside over which a plugin stumbled: its name, what and where."""
+    return RowError(f"{card.name}{DEFECT}{told(error)} ({line_of(card, error)})")
+
+
+def told(error: BaseException) -> str:
+    """An exception in a line: its type, and the first line of its text."""
+    text = str(error).strip().partition("\n")[0]
+    if len(text) > MOST_LETTERS:
+        text = f"{text[: MOST_LETTERS - 3]}..."
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def line_of(card: Named, error: BaseException) -> str:
+    """Where it was raised: the last line of the plugin's own code on the way there."""
+    package = str(getattr(card.load, "__module__", "")).partition(".")[0]
+    frames = list(traceback.walk_tb(error.__traceback__))
+    names = [(str(frame.f_globals.get("__name__", "?")), line) for frame, line in frames]
+    own = [place for place in names if place[0].partition(".")[0] == package]
+    module, line = (own or names or [("?", 0)])[-1]
+    return f"{module.replace('.', '/')}.py:{line}"

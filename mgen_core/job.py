@@ -20,7 +20,7 @@ from .api import (
 )
 from .catalog import Catalog
 from .config import RESERVED, RunConfig, checked, make_options
-from .errors import MgenError, WeightsError
+from .errors import MgenError, WeightsError, blaming
 from .plan import Batch, PlanSettings, Window, Work, make_work, windows
 from .table import Table, choose_columns, open_table
 
@@ -77,12 +77,22 @@ class Job:
 
     def cost(self, rows: Sequence[Row]) -> int:
         """Tokens that a pass of prepared rows computes."""
-        tokens = [self.backbone.measure(row) for row in rows]
+        tokens = [self.measure(row) for row in rows]
         return sum(tokens) if self.backbone.packed else max(tokens) * len(tokens)
+
+    def measure(self, row: Row) -> int:
+        """Tokens of a prepared row. Raises `RowError`."""
+        with blaming(self.backbone.card):
+            return self.backbone.measure(row)
+
+    def variants(self, row: Row) -> Sequence[Row]:
+        """What the task runs for a prepared row. Raises `RowError`."""
+        with blaming(self.task.card):
+            return tuple(self.task.variants(row))
 
     def work(self, batch: Batch, settings: PlanSettings) -> Work:
         """What the task runs for a batch."""
-        return make_work(batch, self.task.variants, self.backbone.measure, settings.batch_tokens)
+        return make_work(batch, self.variants, self.measure, settings.batch_tokens)
 
     def windows(self, settings: PlanSettings) -> Iterator[Window]:
         """The plan, window by window, read from the input anew."""

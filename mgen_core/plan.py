@@ -11,14 +11,16 @@ import heapq
 import json
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 from .api import Backbone, Row
-from .errors import RowError
+from .errors import MgenError, RowError, defect
 
 TOO_LONG = "longer than"
+NOT_FINITE = "output is not finite"
 TooLong = Literal["fail", "truncate"]
 
 
@@ -51,9 +53,15 @@ class Failure(NamedTuple):
     id: str
     reason: str
 
+    @property
+    def kind(self) -> str:
+        """The reason without its values, so that equal kinds can be counted together."""
+        return self.reason.split(" at position ")[0].split(": ")[0]
+
     def line(self) -> str:
         """The failure as a line of JSON."""
-        return json.dumps(self._asdict(), ensure_ascii=False) + "\n"
+        text = json.dumps(self._asdict(), ensure_ascii=False)
+        return text.encode("utf-8", "replace").decode() + "\n"  # half a surrogate pair is no text
 
 
 class Entry(NamedTuple):
@@ -110,7 +118,8 @@ class Survey:
     notes: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     windows: list[tuple[int, int, int, int]] = field(default_factory=list)
-    shortest: Entry | None = None
+    fillers: tuple[Entry, ...] = ()
+    """What a rank without work runs: the shortest entry, or else the first one."""
     digest: str = ""
 
     @property
@@ -180,10 +189,15 @@ def neighbours(entries: Sequence[Entry], rows: int, number: int = 0) -> tuple[Ba
 
 
 class Work(NamedTuple):
-    """What a batch runs: passes of rows within the budget, and how many of them each row is."""
+    """What a batch runs: passes of rows within the budget.
+
+    `counts` says how many of them each entry of the batch is; `reasons` why an entry, by its place
+    in the batch, is none.
+    """
 
     passes: tuple[tuple[Row, ...], ...]
     counts: tuple[int, ...]
+    reasons: Mapping[int, str] = MappingProxyType({})
 
 
 def make_work(
@@ -192,17 +206,28 @@ def make_work(
     measure: Callable[[Row], int],
     budget: int,
 ) -> Work:
-    """The batch itself as one pass; several where the task runs variants of a row."""
-    expanded = [tuple(variants(entry.rows[0])) for entry in batch.entries]
+    """The batch itself as one pass; several where the task runs variants of a row.
+
+    `variants` and `measure` may raise `RowError`. A pass without rows is one of a batch that has
+    nothing to run.
+    """
+    expanded: list[list[tuple[Row, int]]] = []
+    reasons: dict[int, str] = {}
+    for place, entry in enumerate(batch.entries):
+        try:
+            expanded.append([(row, measure(row)) for row in variants(entry.rows[0])])
+        except RowError as error:
+            expanded.append([])
+            reasons[place] = str(error)
     passes: list[list[Row]] = [[]]
     longest = 0
-    for row in (row for rows in expanded for row in rows):
-        longest = max(longest, measure(row))
+    for row, tokens in (pair for pairs in expanded for pair in pairs):
+        longest = max(longest, tokens)
         if passes[-1] and (len(passes[-1]) + 1) * longest > max(budget, batch.computed):
             passes.append([])
-            longest = measure(row)
+            longest = tokens
         passes[-1].append(row)
-    return Work(tuple(map(tuple, passes)), tuple(map(len, expanded)))
+    return Work(tuple(map(tuple, passes)), tuple(map(len, expanded)), reasons)
 
 
 def deal(batches: Sequence[Batch], world_size: int) -> list[list[Batch]]:
@@ -227,7 +252,7 @@ def survey(planned: Iterable[Window], row_bytes: Callable[[int], int]) -> Iterat
         total.rows += window.rows
         total.failed += len(window.failures)
         total.notes += window.notes
-        total.reasons.update(kind_of(failure.reason) for failure in window.failures)
+        total.reasons.update(failure.kind for failure in window.failures)
         for batch in window.batches:
             _add(total, batch, row_bytes)
             numbers = [number for entry in batch.entries for number in _identity(entry)]
@@ -235,11 +260,6 @@ def survey(planned: Iterable[Window], row_bytes: Callable[[int], int]) -> Iterat
         yield window
     total.digest = digest.hexdigest()
     yield total
-
-
-def kind_of(reason: str) -> str:
-    """The reason without its values, so that equal kinds can be counted together."""
-    return reason.split(" at position ")[0].split(": ")[0]
 
 
 def _add(total: Survey, batch: Batch, row_bytes: Callable[[int], int]) -> None:
@@ -250,8 +270,9 @@ def _add(total: Survey, batch: Batch, row_bytes: Callable[[int], int]) -> None:
     total.longest = max(total.longest, batch.entries[0].tokens)
     total.largest = max(total.largest, batch.computed)
     last = batch.entries[-1]
-    if total.shortest is None or last.tokens < total.shortest.tokens:
-        total.shortest = last
+    if not total.fillers or last.tokens < total.fillers[0].tokens:
+        first = total.fillers[1] if total.fillers else batch.entries[0]
+        total.fillers = (last, first)
     total.bytes += sum(row_bytes(entry.tokens) * len(entry.rows) for entry in batch.entries)
 
 
@@ -295,7 +316,9 @@ def _measured(
 
 def _entry(row: Row, backbone: Backbone, settings: PlanSettings, notes: Counter[str]) -> Entry:
     """Raises `RowError` for a row that cannot be computed."""
-    try:
+    if isinstance(row.data, RowError):  # the reader could not read it
+        raise row.data
+    try:  # not `blaming`: that would cost a microsecond for every row of the input
         prepared = backbone.prepare(row)
         tokens = backbone.measure(prepared)
         if note := backbone.note(row, prepared):
@@ -307,9 +330,8 @@ def _entry(row: Row, backbone: Backbone, settings: PlanSettings, notes: Counter[
             notes["truncated"] += 1
             prepared = backbone.truncate(prepared, limit)
             tokens = backbone.measure(prepared)
-    except RowError:
+    except (MgenError, RowError):
         raise
     except Exception as error:
-        # A plugin's bug costs the row it stumbled on, not the run.
-        raise RowError(f"{backbone.card.name} failed: {type(error).__name__}: {error}") from error
+        raise defect(backbone.card, error) from error
     return Entry(tokens, (prepared,))

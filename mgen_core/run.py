@@ -9,30 +9,34 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple
 
 from . import manifest as manifests
 from . import storage
-from .api import Columns, Rows
+from .api import Columns, Row, Rows
+from .aside import Trial, nothing_done, remedy, stop_at
 from .background import Behind, ahead
 from .catalog import Catalog
+from .columns import HostColumn, to_table
 from .config import RunConfig
-from .errors import InputError, RunError
+from .errors import InputError, RowError, RunError
 from .footprint import stored_bytes, weigh
 from .job import AUTO_BATCH_TOKENS, Job, open_job
 from .machine import Machine, least, this_machine
 from .manifest import Manifest
-from .parts import Computed, stopped_by, write_parts
-from .plan import TOO_LONG, PlanSettings, Survey, deal, survey
+from .outcome import Outcome
+from .parts import Computed, write_parts
+from .plan import PlanSettings, Survey, deal, survey
 from .ranks import Ranks
 from .record import begun_with, identify, record, reopen
 from .screen import Screen
 from .stop import Stop, stoppable
 from .strategy import MAPPED, Decision, choose
-from .turns import Lost, Pass, Piece, Turns
+from .turns import Fault, Lost, Pass, Piece, Turns, collated
 from .world import World
 
 if TYPE_CHECKING:
@@ -116,7 +120,10 @@ def run(
             compute(job, settings, engine, manifest, missing, ranks, screen, stop)
         if ranks.leads:
             wait(manifest, lock, ranks, screen)
-    return report(manifest, stop)
+    found = report(manifest, stop)
+    if ranks.leads and not found.done and not found.missing_batches:
+        raise nothing_done(manifest)
+    return found
 
 
 def plan_only(
@@ -214,8 +221,7 @@ def make_plan(
             total = item
             break
         screen.planning(item.first + item.rows)
-        if item.failures and job.config.on_error == "stop":
-            raise stopped_by(item.failures[0])
+        stop_at(item.failures, job.config)
         spool.writelines(failure.line() for failure in item.failures)
     screen.planned(job, total)
     _check_plan(job, total)
@@ -227,11 +233,10 @@ def _check_plan(job: Job, total: Survey) -> None:
     if total.rows == 0:
         raise InputError("the input has no rows", "check the file")
     if total.batches == 0:
-        reason = total.reasons.most_common(1)[0][0]
-        hint = f"{card.name} takes {card.modality}: check the backbone and --x-col"
-        if reason.startswith(TOO_LONG):
-            hint = "--too-long truncate cuts them, --max-length N takes longer ones"
-        raise InputError(f"none of the {total.rows:,} rows can be computed: {reason}", hint)
+        kind = total.reasons.most_common(1)[0][0]
+        otherwise = f"{card.name} takes {card.modality}: check the backbone and --x-col"
+        what = f"none of the {total.rows:,} rows can be computed: {kind}"
+        raise InputError(what, remedy(kind, otherwise))
     free = storage.free_bytes(job.config.output)
     if begun_with(job.config) is None and total.bytes > free:
         raise RunError(
@@ -275,15 +280,21 @@ def load(
     else:
         from .zero3 import Group, Zero3Engine, connect
 
-        assert plan.shortest is not None
         connect(ranks.store, ranks.world, placement.device)
-        filler = job.task.variants(plan.shortest.rows[0])[:1]
+        fillers = [row for entry in plan.fillers for row in first_variant(job, entry.rows[0])]
         group = Group(decision.groups)
         engine = Zero3Engine(
-            job.backbone, job.task, placement, origin, group, filler, decision.offload
+            job.backbone, job.task, placement, origin, group, fillers, decision.offload
         )
     screen.loaded(job, engine.parameters, str(placement), time.perf_counter() - start)
     return engine
+
+
+def first_variant(job: Job, row: Row) -> Sequence[Row]:
+    """One of the rows that are run for a row, if there are any."""
+    with contextlib.suppress(RowError):
+        return job.variants(row)[:1]
+    return ()
 
 
 def begin(config: RunConfig, ranks: Ranks) -> tuple[Manifest, set[int]]:
@@ -332,31 +343,50 @@ def compute(
             for batch in deal(batches, world.size)[world.rank]:
                 work = job.work(batch, settings)
                 for rows in work.passes:
-                    yield Pass(batch, work, rows, job.backbone.collate(rows))
+                    yield Pass(batch, work, rows, collated(engine, rows))
 
-    def commit(waiting: Sequence[Computed]) -> None:
-        write_parts(job, manifest, world.rank, waiting)
-        screen.committed()
+    def commit(waiting: Sequence[Callable[[], Computed]]) -> None:
+        good = trial.admit([make() for make in waiting])
+        if good:
+            write_parts(job, manifest, world.rank, good)
+            screen.committed()
 
     screen.start(manifest)
-    turns = Turns(engine, job.backbone.collate, job.cost, screen.learned)
-    found: list[Columns] = []
-    start, passed = time.perf_counter(), 0
+    trial = Trial(job.config, any(part.rows for part in manifest.done()))
+    turns = Turns(engine, job.cost, screen.learned)
+    outcome: Outcome | None = None
+    start = time.perf_counter()
     with Behind(commit) as writer, contextlib.closing(ahead(passes())) as ready:
 
-        def use(piece: Piece, columns: Columns) -> None:
-            nonlocal found, start, passed
+        def use(piece: Piece, came: Columns | Fault) -> None:
+            nonlocal outcome, start
             batch, work, *_ = piece.whole
             ranks.at(f"after batch {batch.number}")
-            found.append(columns)
-            passed += piece.last
-            if passed == len(work.passes):
-                host = engine.collect(found, work.counts, job.config.dtype)
+            outcome = outcome or Outcome(batch, work)
+            outcome.add(len(piece.rows), came)
+            if outcome.complete:
+                columns = outcome.columns(engine, job.config.dtype)
                 seconds = time.perf_counter() - start
-                writer.put(Computed(batch, host, seconds, turns.limit))
-                found, start, passed = [], time.perf_counter(), 0
+                made = partial(tabled, job, outcome, columns, seconds, turns.limit)
+                writer.put(made, sum(column.nbytes for column in columns.values()))
+                outcome, start = None, time.perf_counter()
 
         turns.run(ready, use, lambda: stop.signal is not None, writer.check)
+    if trial.held and stop.signal is None:
+        write_parts(job, manifest, world.rank, trial.held)
+
+
+def tabled(
+    job: Job,
+    outcome: Outcome,
+    columns: Mapping[str, HostColumn],
+    seconds: float,
+    limit: int | None,
+) -> Computed:
+    """A batch as it is written: its rows as a table, and those that failed."""
+    stored, batch = job.config.dtype, outcome.batch
+    table, failures = to_table(batch, columns, job.task.metadata, stored, outcome.reasons)
+    return Computed(batch, table, failures, seconds, limit)
 
 
 def wait(manifest: Manifest, lock: storage.Lock, ranks: Ranks, screen: Screen) -> None:
@@ -372,7 +402,7 @@ def report(manifest: Manifest, stop: Stop) -> Report:
     return Report(
         folder=manifest.folder,
         rows=manifest.rows,
-        done=sum(part.rows for part in done.values()),
+        done=sum(part.rows for part in done),
         failed=manifest.failed(done),
         missing_batches=len(manifest.missing(done)),
         signal=stop.signal,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import os
@@ -13,7 +14,7 @@ from typing import Any
 from .api import BackboneCard, Reader, ReaderCard, ReaderOptions, Row, Rows
 from .catalog import Catalog
 from .config import RunConfig, checked
-from .errors import InputError
+from .errors import InputError, MgenError, PluginError, RowError, defect
 
 ID_NAMES = ("id",)
 X_NAMES = ("sequence", "sequences", "seq")
@@ -45,10 +46,13 @@ class Table:
         data = chunk[self.x_col]
         ids = chunk[self.id_col] if self.id_col else [None] * len(data)
         fields = [chunk[name] for name in self.fields]
+        unread = _unread(chunk)
         for offset, (name, value) in enumerate(zip(ids, data)):
             index = first + offset
-            label = str(index) if name is None or name == "" else str(name)
-            if fields:
+            label = _label(name, index)
+            if offset in unread:
+                yield Row(index, label, unread[offset])
+            elif fields:
                 more = {key: column[offset] for key, column in zip(self.fields, fields)}
                 yield Row(index, label, value, more)
             else:
@@ -59,6 +63,81 @@ class Table:
         parts = [source.digest() for source in self.sources]
         chosen = [self.x_col, self.id_col or "", *self.fields, str(self.limit)]
         return hashlib.sha256("\n".join([*parts, *chosen]).encode()).hexdigest()
+
+
+def _unread(chunk: Mapping[str, Sequence[Any]]) -> dict[int, RowError]:
+    """Why rows of the chunk could not be read, by their place in it."""
+    cells = ((place, cell) for column in chunk.values() for place, cell in enumerate(column))
+    return {place: cell for place, cell in cells if isinstance(cell, RowError)}
+
+
+def _label(name: Any, index: int) -> str:
+    """A row's id: as it is written, or its number where there is none."""
+    if name is None or name == "" or isinstance(name, RowError):
+        return str(index)
+    text = str(name)
+    # Half a surrogate pair, which JSON allows, is no text: no file could hold it.
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
+class Opened(Rows):
+    """The rows of a reader: what goes wrong in it is told with its name, and how far it came."""
+
+    def __init__(self, card: ReaderCard, uri: str, rows: Rows) -> None:
+        self.card = card
+        self.uri = uri
+        self.rows = rows
+        self.columns = rows.columns
+        self.default_id, self.default_x = rows.default_id, rows.default_x
+        self.length = rows.length
+
+    def chunks(self, columns: Sequence[str]) -> Iterator[Mapping[str, Sequence[Any]]]:
+        count = 0
+        chunks = iter(self.rows.chunks(columns))
+        while True:
+            with _reading(self.card, f"{self.uri} after row {count:,}"):
+                chunk = next(chunks, None)
+                if chunk is None:
+                    return
+                named = {name: self._named(chunk[name]) for name in columns}
+                sizes = {name: len(column) for name, column in named.items()}
+                if len(set(sizes.values())) > 1:
+                    raise ValueError(f"columns of different lengths: {sizes}")
+            yield named
+            count += next(iter(sizes.values()), 0)
+
+    def _named(self, column: Sequence[Any]) -> Sequence[Any]:
+        """With the reader's name in the reasons why cells could not be read."""
+        if not any(issubclass(kind, RowError) for kind in set(map(type, column))):
+            return column
+        return [
+            RowError(f"{self.card.name} cannot read it: {cell}")
+            if isinstance(cell, RowError)
+            else cell
+            for cell in column
+        ]
+
+    def digest(self) -> str:
+        with _reading(self.card, self.uri):
+            return self.rows.digest()
+
+
+@contextlib.contextmanager
+def _reading(card: ReaderCard, where: str) -> Iterator[None]:
+    """What a reader raises ends the run: nobody knows which rows are missing."""
+    try:
+        yield
+    except MgenError:
+        raise
+    except OSError as error:
+        what = f"{card.name} cannot read {where}: {error.strerror or error}"
+        raise InputError(what, "check the file and its disk") from error
+    except Exception as error:
+        raise PluginError(
+            f"reading {where}: {defect(card, error)}",
+            "check what is there in the file; if it is sound, report this to the author of "
+            f"the reader {card.name}",
+        ) from error
 
 
 def open_table(config: RunConfig, catalog: Catalog, card: BackboneCard) -> Table:
@@ -120,8 +199,10 @@ def _open(uri: str, config: RunConfig, catalog: Catalog) -> Rows:
     claimed = card.claims is not None and card.claims(uri)
     if not os.path.exists(uri) and not claimed:
         raise InputError(f"no such file: {uri}", "check the path")
-    reader: Reader = card.load(card, _reader_options(card, config))
-    return reader.open(uri)
+    options = _reader_options(card, config)
+    with _reading(card, uri):
+        reader: Reader = card.load(card, options)
+        return Opened(card, uri, reader.open(uri))
 
 
 def _reader_options(card: ReaderCard, config: RunConfig) -> ReaderOptions:

@@ -30,7 +30,7 @@ from torch.distributed import HashStore, PrefixStore  # type: ignore[attr-define
 from .api import Activations, Backbone, Columns, Inputs, Row, Task
 from .checkpoint import Checkpoint
 from .config import Offload
-from .engine import Engine, Placement, is_out_of_memory, to_device
+from .engine import Engine, Placement, is_out_of_memory, watching
 from .errors import MgenError, PluginError, RunError
 from .origin import Origin
 from .turns import Lost, OutOfMemory, Turn
@@ -107,7 +107,7 @@ def first_line(error: BaseException) -> str:
 class Zero3Engine(Engine):
     """The model over the devices of a group.
 
-    `filler` is the shortest row there is: what a rank computes when it has none left.
+    `fillers` are rows, the first of which that works is what a rank computes without any left.
     """
 
     def __init__(
@@ -117,11 +117,11 @@ class Zero3Engine(Engine):
         placement: Placement,
         origin: Origin,
         group: Group,
-        filler: Sequence[Row],
+        fillers: Sequence[Row],
         offload: Offload = "none",
     ) -> None:
         self.group = group
-        self.filler = filler
+        self.fillers = fillers
         self.shards = Shards(group, placement.device, offload)
         super().__init__(backbone, task, placement, origin)
 
@@ -153,16 +153,18 @@ class Zero3Engine(Engine):
             hide_whole_parameters(unit)
         self.guard = Guard(units)
         with torch.no_grad():
-            self.guard.rehearse(lambda: self.call(self._filler()))
+            self.filler = self._rehearse(self.fillers)
         self.layers = self.shards.hand_over(self.guard.order)
 
     def run(self, rows: Sequence[Row], inputs: Inputs) -> Columns:
         with torch.no_grad():
-            return self.task.columns(self._together(inputs), rows)
+            with watching(self.backbone.card):
+                activations = self._together(inputs)
+            return self.columns(activations, rows)
 
     def idle(self) -> None:
-        with torch.no_grad():
-            self._together(self._filler())
+        with torch.no_grad(), watching(self.backbone.card):
+            self._within_memory(lambda: self._together(self.filler))
 
     def agree(self, turn: Turn) -> Turn:
         return self.group.agree(turn)
@@ -175,8 +177,20 @@ class Zero3Engine(Engine):
             raise error
         return cast(Activations, activations)
 
-    def _filler(self) -> Inputs:
-        return to_device(self.backbone.collate(self.filler), self.placement.device)
+    def _rehearse(self, fillers: Sequence[Row]) -> Inputs:
+        """Learn the order of the layers; gives the inputs that it could be learned with."""
+        for row in fillers:
+            try:
+                inputs = self.collate([row])
+                self.guard.rehearse(lambda: self.call(inputs))  # noqa: B023
+            except Exception as error:
+                failure = error  # the row's, or the model's
+            else:
+                return inputs
+        raise PluginError(
+            f"the order of the layers cannot be found: {first_line(failure)}",
+            "this model cannot be sharded: use --strategy replicate",
+        ) from failure
 
 
 # --------------------------------------------------------------------------- slices
@@ -407,10 +421,7 @@ class Guard:
             finally:
                 self.rehearsing = None
         else:
-            raise PluginError(
-                f"the order of the layers cannot be found: {first_line(failure)}",
-                "this model cannot be sharded: use --strategy replicate",
-            ) from failure
+            raise failure
 
     def run(self, call: Callable[[], Any]) -> Any:
         """The pass; None when there is an `error`."""

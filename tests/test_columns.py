@@ -45,7 +45,7 @@ def test_rows_that_are_not_finite_are_named_and_left_out():
         batch_of([0], [1, 4], [2]), {"a": pooled, "b": ragged}, {}, "float16"
     )
     assert table["row"].to_pylist() == [0]
-    assert [failure.row for failure in failures] == [1, 4, 2]
+    assert [failure.row for failure in failures] == [1, 2, 4]
     assert "not finite" in failures[0].reason
 
 

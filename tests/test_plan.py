@@ -1,14 +1,26 @@
 """The plan: every row once, budgets kept, nothing depends on who computes it."""
 
 import hashlib
+import json
+import re
 from collections import Counter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mgen_core import Backbone, BackboneCard, BackboneOptions, Row, RowError
-from mgen_core.plan import PlanSettings, Survey, deal, survey, windows
+from mgen_core import Backbone, BackboneCard, BackboneOptions, Row, RowError, WeightsError
+from mgen_core.plan import (
+    Batch,
+    Entry,
+    Failure,
+    PlanSettings,
+    Survey,
+    deal,
+    make_work,
+    survey,
+    windows,
+)
 
 
 class Letters(Backbone):
@@ -141,7 +153,46 @@ def test_too_long_rows_are_set_aside_or_cut_on_request():
 def test_a_bug_in_a_backbone_costs_the_row_it_stumbled_on():
     (window,) = plan(["AC", "A?", "GT"])
     assert window.failures[0].row == 1
-    assert window.failures[0].reason.startswith("letters failed: KeyError")
+    reason = window.failures[0].reason
+    assert re.fullmatch(r"letters failed with KeyError: '\?' \(.*test_plan.py:\d+\)", reason)
+    assert window.failures[0].kind == "letters failed with KeyError"
+
+
+def test_an_error_that_is_not_about_a_row_ends_the_plan():
+    class Lacking(Letters):
+        def measure(self, row):
+            raise WeightsError("no vocabulary.txt")
+
+    with pytest.raises(WeightsError, match=r"no vocabulary"):
+        list(windows(rows_of(["AC"]), Lacking(None, None), PlanSettings(64)))
+
+
+def test_a_row_that_was_not_read_is_set_aside():
+    rows = [Row(0, "a", RowError("csv cannot read it: no quote")), Row(1, "b", "AC")]
+    (window,) = windows(rows, letters(), PlanSettings(64))
+    assert window.failures == (Failure(0, "a", "csv cannot read it: no quote"),)
+    assert [row.index for batch in window.batches for row in batch.rows] == [1]
+
+
+def test_a_failure_is_a_line_whatever_is_in_it():
+    line = Failure(3, "line\nbreak \ud800 \u202e", "half \udfff").line()
+    assert line.count("\n") == 1 and json.loads(line.encode())["row"] == 3
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=8), st.integers(1, 30))
+def test_work_runs_every_variant_once_and_tells_who_has_none(counts, budget):
+    def variants(row):
+        if row.data == "0":
+            raise RowError("none")
+        return [row.with_data(f"{row.index}.{n}") for n in range(int(row.data))]
+
+    entries = tuple(Entry(5, (Row(n, str(n), str(count)),)) for n, count in enumerate(counts))
+    work = make_work(Batch(0, entries, 5), variants, lambda row: 3, budget)
+    ran = [row.data for rows in work.passes for row in rows]
+    assert ran == [f"{n}.{m}" for n, count in enumerate(counts) for m in range(count)]
+    assert work.counts == tuple(counts)
+    assert work.reasons == {n: "none" for n, count in enumerate(counts) if count == 0}
+    assert work.passes
 
 
 def test_changes_are_counted():

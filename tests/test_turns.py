@@ -1,28 +1,33 @@
-"""Forward passes in turns: what is learned of the memory, and groups that keep step."""
+"""Forward passes in turns: what is learned of the memory, rows that fail, groups in step."""
 
+import itertools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mgen_core import MgenError, Row
+from mgen_core import MgenError, Row, RowError
 from mgen_core.plan import Batch, Work
-from mgen_core.turns import OutOfMemory, Pass, PeerFailed, Turn, Turns
+from mgen_core.turns import Fault, OutOfMemory, Pass, PeerFailed, Turn, Turns, collated
 
 
-def passes(lengths: Sequence[Sequence[int]]) -> list[Pass]:
-    """A pass for each list of row lengths; the rows' letters tell them apart."""
-    found, index = [], 0
-    for number, counts in enumerate(lengths):
-        rows = []
-        for count in counts:
-            rows.append(Row(index, str(index), "A" * count))
-            index += 1
-        found.append(Pass(Batch(number, (), 0), Work((), ()), rows, rows))
-    return found
+def rows_of(lengths: Sequence[Sequence[int]]) -> list[list[Row]]:
+    """Rows of these lengths, numbered through."""
+    numbers = itertools.count()
+    named = lambda count: Row(number := next(numbers), str(number), "A" * count)  # noqa: E731
+    return [[named(count) for count in counts] for counts in lengths]
+
+
+def passes(lengths: Sequence[Sequence[int]], device: Any = None) -> list[Pass]:
+    """A pass for each list of row lengths, collated by the device if there is one."""
+    return [
+        Pass(Batch(number, (), 0), Work((), ()), rows, collated(device, rows) if device else rows)
+        for number, rows in enumerate(rows_of(lengths))
+    ]
 
 
 def cost(rows: Sequence[Row]) -> int:
@@ -30,20 +35,31 @@ def cost(rows: Sequence[Row]) -> int:
 
 
 class Device:
-    """Runs passes of at most `memory` tokens."""
+    """Runs passes of at most `memory` tokens, without rows that are `bad` in a place."""
 
-    def __init__(self, memory: int = 10**9) -> None:
+    def __init__(self, memory: int = 10**9, bad: Mapping[int, str] = MappingProxyType({})) -> None:
         self.memory = memory
+        self.bad = bad
         self.idled = 0
         self.ran: list[list[int]] = []
 
     def agree(self, turn: Turn) -> Turn:
         return turn
 
+    def check(self, rows: Sequence[Row], place: str) -> None:
+        for row in rows:
+            if self.bad.get(row.index) == place:
+                raise RowError(f"bad in {place}")
+
+    def collate(self, rows):
+        self.check(rows, "collate")
+        return rows
+
     def forward(self, rows, inputs):
         if cost(rows) > self.memory:
             raise OutOfMemory
         assert inputs == rows
+        self.check(rows, "forward")
         self.ran.append([row.index for row in rows])
         return {"index": [row.index for row in rows]}
 
@@ -59,8 +75,10 @@ class Together:
         self.told: list[Turn] = [Turn()] * size
         self.turns = 0
 
-    def member(self, place: int, memory: int) -> Device:
-        device = Device(memory)
+    def member(
+        self, place: int, memory: int, bad: Mapping[int, str] = MappingProxyType({})
+    ) -> Device:
+        device = Device(memory, bad)
 
         def gather(pass_: Callable[..., Any]) -> Callable[..., Any]:
             """A pass is one of all ranks: it waits for those of the others."""
@@ -86,10 +104,14 @@ class Together:
         return device
 
 
-def run_group(shares, memories, break_at=None, fail_at=None):
-    """What each rank computed, or raised; and the turns that the group took."""
+def run_group(shares, memories, break_at=None, fail_at=None, bad=None):
+    """What each rank computed, or raised; and the turns that the group took.
+
+    A row that was set aside stands there as its reason.
+    """
     group = Together(len(shares))
-    devices = [group.member(place, memory) for place, memory in enumerate(memories)]
+    bad = bad or [{}] * len(shares)
+    devices = [group.member(place, *of_rank) for place, of_rank in enumerate(zip(memories, bad))]
     ends: list[object] = [None] * len(shares)
 
     def work(place: int) -> None:
@@ -100,12 +122,13 @@ def run_group(shares, memories, break_at=None, fail_at=None):
         def use(place: int, columns: Any) -> None:
             if fail_at == (place, len(devices[place].ran)):
                 raise MgenError("no such column")
-            found.extend(columns["index"])
+            found.extend([columns.reason] if isinstance(columns, Fault) else columns["index"])
 
-        turns = Turns(devices[place], lambda rows: rows, cost)
+        turns = Turns(devices[place], cost)
         found: list[int] = []
+        work = passes(shares[place], devices[place])
         try:
-            turns.run(passes(shares[place]), lambda _, columns: use(place, columns), check=check)
+            turns.run(work, lambda _, columns: use(place, columns), check=check)
             ends[place] = found
         except Exception as error:
             ends[place] = error
@@ -125,7 +148,7 @@ LENGTHS = st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=6), max_siz
 @given(lengths=LENGTHS, memory=st.integers(30, 200))
 def test_every_row_is_computed_once_in_order_whatever_the_memory(lengths, memory):
     device, limits = Device(memory), []
-    turns = Turns(device, lambda rows: rows, cost, limits.append)
+    turns = Turns(device, cost, limits.append)
     whole = passes(lengths)
     found: list[int] = []
     turns.run(whole, lambda _, columns: found.extend(columns["index"]))
@@ -168,9 +191,42 @@ def test_what_cannot_be_used_ends_all_too(turn):
     assert type(ends[1]) is (PeerFailed if turn == 1 else list)
 
 
-def test_a_row_too_large_for_one_rank_ends_all():
-    ends, _, _ = run_group([[[50]], [[5], [5]]], [40, 40])
-    assert "one row alone: row 0" in str(ends[0]) and type(ends[1]) is PeerFailed
+def test_a_row_too_large_for_one_rank_is_set_aside_there():
+    ends, _, turns = run_group([[[50, 3], [50]], [[5], [5]]], [40, 40])
+    alone = "out of memory with one row alone: 50 tokens"
+    assert ends == [[alone, 1, alone], [0, 1]]
+    assert turns == 4  # two rows of one pass, tried together first, and the other pass
+
+
+BAD = st.dictionaries(st.integers(0, 29), st.sampled_from(["collate", "forward"]), max_size=4)
+
+
+@given(shares=st.lists(LENGTHS, min_size=1, max_size=3), data=st.data())
+def test_a_row_that_fails_is_set_aside_on_its_rank_and_no_other(shares, data):
+    memories = [data.draw(st.integers(30, 200)) for _ in shares]
+    bad = [data.draw(BAD) for _ in shares]
+    ends, _, _ = run_group(shares, memories, bad=bad)
+    for share, end, places in zip(shares, ends, bad):
+        rows = [row.index for rows in rows_of(share) for row in rows]
+        assert end == [f"bad in {places[row]}" if row in places else row for row in rows]
+
+
+def test_what_is_raised_while_a_pass_is_split_ends_all():
+    class Broken(Device):
+        def collate(self, rows):
+            if len(rows) == 1:
+                raise MgenError("the table of letters is gone")
+            return super().collate(rows)
+
+    device = Broken(memory=15)
+    with pytest.raises(MgenError, match="letters is gone"):
+        Turns(device, cost).run(passes([[10, 10]], device), lambda *_: None)
+
+
+def test_a_pass_without_rows_comes_back_without_columns():
+    device, came = Device(), []
+    Turns(device, cost).run(passes([[], [3]], device), lambda _, columns: came.append(columns))
+    assert came == [{}, {"index": [0]}]
 
 
 def test_a_signal_to_one_rank_stops_all_after_the_same_turn():
@@ -179,7 +235,7 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_turn():
 
     def work(place):
         device = group.member(place, 100)
-        turns = Turns(device, lambda rows: rows, cost)
+        turns = Turns(device, cost)
         stopped = lambda: place == 1 and len(device.ran) == 2  # noqa: E731
         found[place] = []
         use = lambda _, columns: found[place].append(columns["index"])  # noqa: E731
@@ -196,6 +252,6 @@ def test_what_the_producer_raises_comes_out():
         yield passes([[1]])[0]
         raise MgenError("the file ends here")
 
-    turns = Turns(Device(), lambda rows: rows, cost)
+    turns = Turns(Device(), cost)
     with pytest.raises(MgenError, match="ends here"):
         turns.run(broken(), lambda piece, columns: None)

@@ -14,6 +14,7 @@ from mgen_core import (
     BackboneCard,
     BackboneOptions,
     Row,
+    RowError,
     Task,
     TaskCard,
     Want,
@@ -188,7 +189,7 @@ def test_layers_beyond_the_wanted_one_are_never_gathered(weights, group):
     [
         (torch.OutOfMemoryError("CUDA out of memory"), OutOfMemory),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), OutOfMemory),
-        (ValueError("a bug"), ValueError),
+        (ValueError("a bug"), RowError),
     ],
 )
 def test_a_fault_in_a_layer_still_gathers_them_all(weights, group, at, fault, told):
@@ -212,7 +213,7 @@ def test_a_fault_before_the_layers_still_gathers_them_all(weights, group, monkey
     for number, layer in enumerate(sharded.module.layers):
         layer.register_forward_pre_hook(lambda *_, number=number: gathered.append(number))
     monkeypatch.setattr(sharded.module.words, "forward", lambda codes: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(RowError, match="small failed with ZeroDivisionError"):
         forward(sharded)
     assert gathered == list(range(DEPTH))
     monkeypatch.undo()
@@ -224,3 +225,20 @@ def test_a_model_whose_path_depends_on_the_data_is_refused(weights, group):
     sharded.guard.order.reverse()
     with pytest.raises(Exception, match="another order"):
         forward(sharded)
+
+
+def test_rows_that_no_layer_sees_do_not_keep_a_model_from_being_sharded(weights, group):
+    whole, _ = engines(weights, group)
+
+    class Picky(Small):
+        def collate(self, rows):
+            if any(len(row.data) < 2 for row in rows):
+                raise ValueError("too short")
+            return super().collate(rows)
+
+    picky = Picky(whole.backbone.card, whole.backbone.options)
+    place, origin = whole.placement, find_origin(weights, None, None)
+    fillers = [Row(9, "f", "A"), Row(8, "g", "ACG")]
+    sharded = Zero3Engine(picky, Last(picky, DEPTH), place, origin, group, fillers)
+    assert torch.equal(forward(whole), forward(sharded))
+    sharded.idle()
