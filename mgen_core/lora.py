@@ -39,6 +39,7 @@ SAVED = re.compile(r"(.+)\.(modules_to_save\.default|original_module)\.(.+)")
 
 ADDED = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 BLOCK = 2**18  # numbers of a sum that are computed at a time
+OTHER_CONFIG = "config and checkpoint are of two trainings: give those of one"
 OTHER_MODEL = "the file is of another model, or of another version of it"
 
 
@@ -278,7 +279,11 @@ def _base_of(path: Path, changes: _Changes, base: Checkpoint | None) -> Checkpoi
                 f"{what}; the rest was drawn at random and not saved",
                 "these weights are lost: train again with save_peft_only: false",
             )
-        raise WeightsError(what, "the weights of the model that was fine-tuned are needed too")
+        raise WeightsError(
+            what,
+            "give the config.yaml of its training, and the weights of the model that it changed "
+            "(--weights FOLDER)",
+        )
     return None if isinstance(base, SeededCheckpoint) else base
 
 
@@ -303,7 +308,7 @@ def _sums_of(path: Path, changes: _Changes, lora: Lora | None) -> dict[str, _Sum
             "lora_r and lora_alpha of the training are needed: they are in its config",
         )
     if lora is not None and not changes.thin:
-        raise WeightsError(f"{path} holds no LoRA, but its config says that it does", OTHER_MODEL)
+        raise WeightsError(f"{path} holds no LoRA, but its config says that it does", OTHER_CONFIG)
     return {name: _sum(thin, lora) for name, thin in changes.thin.items() if lora is not None}
 
 

@@ -20,7 +20,7 @@ from mgen_core.modelgenerator.files import find_splits
 from mgen_core.modelgenerator.merging import merge_configs
 from mgen_core.modelgenerator.rows import Chosen, Cut, Rules, make_rules, split_rows
 from mgen_core.modelgenerator.sources import is_foreign, read_arguments
-from mgen_core.modelgenerator.translation import as_yaml, translate
+from mgen_core.modelgenerator.translation import as_yaml, translate, units_note
 from mgen_core.notebook import MemoryRows
 from mgen_core.run import run
 from mgen_core.screen import Screen
@@ -455,9 +455,7 @@ def test_the_writer_in_our_terms(translated):
     )
     assert found.values["output"] == Path("here") and found.values["writer"] == "tsv"
     assert found.writer["argmax_predictions"] is True
-    assert not any("PredictionWriter" in note for note in found.notes)
-    none = translated(EMBED)
-    assert "output" not in none.values and any("PredictionWriter" in n for n in none.notes)
+    assert "output" not in translated(EMBED).values
 
 
 @pytest.mark.parametrize(
@@ -526,11 +524,28 @@ def test_data_on_our_command_line_means_all_of_it(translated):
 def test_normalised_labels_are_told(translated):
     module = ("--data", "SequenceRegressionDataModule")
     found = translated(TUNED, ("--model", "SequenceRegression"), module)
-    assert found.head["normalized"] and any("--label-mean" in note for note in found.notes)
+    assert found.head["normalized"]
+    (note,) = units_note(found.head, {})
+    assert "--label-mean" in note and not units_note(found.head, {"label_std": "1"})
     found = translated(
         TUNED, ("--model", "SequenceRegression"), module, ("--data.normalize", "false")
     )
-    assert not found.head["normalized"]
+    assert not found.head["normalized"] and not units_note(found.head, {})
+
+
+@pytest.mark.parametrize(
+    ("backbone", "adapter", "told"),
+    [
+        ("aido_dna_dummy", "LinearMeanPoolAdapter", None),
+        ("aido_dna_dummy", "ResNet1DAdapter", "ResNet1DAdapter"),
+        ("dna_onehot", "LinearMeanPoolAdapter", "LinearMeanPoolAdapter of dna_onehot"),
+        ("dna_onehot", "LinearCLSAdapter", None),
+    ],
+)
+def test_heads_that_count_other_rows_there_are_told(translated, backbone, adapter, told):
+    found = translated(TUNED, ("--model.backbone", backbone), ("--model.adapter", adapter))
+    notes = [note for note in found.notes if "other rows of a batch" in note]
+    assert notes == [] if told is None else notes[0].startswith(f"{told}: ")
 
 
 def test_our_yaml_is_read_back(translated, tmp_path):

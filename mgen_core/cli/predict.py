@@ -85,6 +85,15 @@ class Asked:
     found: Translated | None = None
     foreign: Foreign | None = None
 
+    def check(self, plan_only: bool) -> None:
+        """Raises `MgenError` for a head that nobody gave the weights of: not after an hour."""
+        head = self.found.head if self.found is not None else {}
+        if head and not self.values.get("ckpt") and not plan_only:
+            raise MgenError(
+                "the config is that of a fine-tuned model, and no checkpoint is given",
+                "add --ckpt model.ckpt",
+            )
+
     def open(self) -> tuple[RunConfig, Chosen | None]:
         """The config, and the rows that stand for those of its data, if any do."""
         from ..catalog import discover
@@ -127,6 +136,7 @@ def start(task: str | None, given: dict[str, Any], chosen: dict[str, Any]) -> No
         found = asked.found or Translated({})
         typer.echo(as_yaml(replace(found, values=asked.values)), nl=False)
         return
+    asked.check(plan_only)
     config, rows = asked.open()
     asked.tell(rows)
     try:
@@ -162,6 +172,7 @@ def ask(task: str | None, given: dict[str, Any], chosen: dict[str, Any]) -> Aske
     from ..config import read_config
     from ..modelgenerator.merging import merge_configs
     from ..modelgenerator.sources import is_foreign
+    from ..modelgenerator.translation import units_note
     from . import running
 
     sources = chosen.pop("sources")
@@ -173,11 +184,18 @@ def ask(task: str | None, given: dict[str, Any], chosen: dict[str, Any]) -> Aske
     theirs = [source for source in sources if source not in ours]
     if all(not isinstance(source, Path) and source[0] == "ckpt_path" for source in theirs):
         flags["ckpt"] = Path(theirs[-1][1]) if theirs else None
-        return Asked(running.merged_values(read_config(ours), flags))
+        values = running.merged_values(read_config(ours), flags)
+        if not values.get("task"):
+            raise MgenError(
+                "mgen predict and mgen test need the config of a fine-tuned model",
+                "give --config config.yaml, as its training wrote it, and --ckpt model.ckpt",
+            )
+        return Asked(values)
     foreign = merge_configs(theirs)
     found = translated(foreign, flags["data"] or (), discover())
     flags = running.merged_values(read_config(ours), flags)
     values = running.merged_values(found.values, flags)
+    found.notes.extend(units_note(found.head, values["options"]))
     if str(values["options"].get("as_reference", "")).lower() == "true":
         values = like_the_reference(values, found.batch_size, discover())
     return Asked(values, found, foreign)

@@ -21,6 +21,7 @@ def start(task: str | None, given: dict[str, Any], chosen: dict[str, Any]) -> No
     y_col, as_json, plan_only = chosen.pop("y_col"), chosen.pop("as_json"), given.pop("plan_only")
     check_extra()
     asked = predict.ask(task, given, chosen)
+    asked.check(plan_only)
     config, rows = asked.open()
     if os.environ.get(LAUNCHER) == LOCAL:  # a rank of another mgen, which does the rest
         running.start(config, plan_only=plan_only, rows=rows)
@@ -86,5 +87,5 @@ def check_extra() -> None:
     missing = [n for n in ("torchmetrics", "matplotlib") if importlib.util.find_spec(n) is None]
     if missing:
         raise MgenError(
-            f"mgen test needs {' and '.join(missing)}", "run: pip install 'mgen[metrics]'"
+            f"mgen test needs {' and '.join(missing)}", f"run: pip install {' '.join(missing)}"
         )

@@ -32,11 +32,8 @@ def find_writer(callbacks: Sequence[Block], notes: list[str]) -> dict[str, Any]:
     return dict(found[-1].args) if found else {}
 
 
-def output_of(writer: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
+def output_of(writer: Mapping[str, Any]) -> dict[str, Any]:
     """`output` and `writer`."""
-    if not writer:
-        notes.append("no PredictionWriter, without which ModelGenerator writes nothing")
-        return {}
     form = writer.get("filetype")
     if form not in (None, *FILETYPES):
         raise MgenError(f"PredictionWriter has no filetype {form!r}", choices(str(form), FILETYPES))

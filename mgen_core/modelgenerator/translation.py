@@ -90,7 +90,7 @@ def translate(
         "task": TASKS[model.name],
         "backbone": card.name,
         **values,
-        **output_of(writer, notes),
+        **output_of(writer),
         **_length(backbone, card, notes),
         **trainer_values(foreign.trainer, batch_size, notes),
         "options": options,
@@ -108,6 +108,16 @@ def translate(
         batch_size=batch_size,
         notes=notes + ([f"no meaning at prediction: {_grouped(ignored)}"] if ignored else []),
     )
+
+
+def units_note(head: Mapping[str, Any], options: Mapping[str, Any]) -> list[str]:
+    """What is to be known of the units of predictions, where anything is."""
+    if not head.get("normalized") or options.get("label_std"):
+        return []
+    return [
+        "training normalised the labels: predictions stay in those units, unless --label-mean and "
+        "--label-std, or --label-stats, are given (no checkpoint holds them)"
+    ]
 
 
 def as_yaml(translated: Translated) -> str:
@@ -211,17 +221,22 @@ def _head(model: Block, data: Block | None, notes: list[str]) -> dict[str, Any]:
         "scaled": scaled,
         "normalized": not scaled and _normalized(data),
     }
-    if scaled or adapter.name == "LinearTransformerAdapter":
+    if (shared := name if scaled else _counts_neighbours(adapter, args)) is not None:
         notes.append(
-            f"{name if scaled else adapter.name}: ModelGenerator's numbers depend on the other "
+            f"{shared}: ModelGenerator's numbers depend on the other "
             "rows of a batch, these do not (--option as_reference=true gives those)"
         )
-    if head["normalized"]:
-        notes.append(
-            "training normalised the labels: predictions stay in those units, "
-            "unless --label-mean and --label-std are given (no checkpoint holds them)"
-        )
     return head
+
+
+def _counts_neighbours(adapter: Block, args: Mapping[str, Any]) -> str | None:
+    """What lets other rows of the batch, or the padding that they cause, change a row there."""
+    if adapter.name in ("LinearTransformerAdapter", "ResNet1DAdapter", "ResNet2DAdapter"):
+        return adapter.name
+    backbone = _required(block(args.get("backbone")), "model.backbone", "aido_dna_dummy").name
+    pooled = "Pool" in adapter.name and adapter.args.get("pooling") != "cls_pooling"
+    # One-hot backbones give no mask.
+    return f"{adapter.name} of {backbone}" if pooled and backbone.endswith("_onehot") else None
 
 
 def _adapter(adapter: Block | None, task: str, legacy: bool) -> Block:

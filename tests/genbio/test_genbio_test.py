@@ -245,7 +245,7 @@ def test_a_missing_extra_is_told_before_anything_runs(case):
     code = "import sys; sys.modules['torchmetrics'] = None; from mgen_core.cli import main; main()"
     one.test(code=1, script=f"-c {code}")
     assert one.said == (
-        "error: mgen test needs torchmetrics\n  try: run: pip install 'mgen[metrics]'\n"
+        "error: mgen test needs torchmetrics\n  try: run: pip install torchmetrics\n"
     )
 
 

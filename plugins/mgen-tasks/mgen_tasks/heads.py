@@ -141,6 +141,11 @@ class Regress(Head):
 
     def __init__(self, card: TaskCard, options: RegressOptions, backbone: Backbone) -> None:
         super().__init__(card, options, backbone)
+        if bool(options.label_mean) != bool(options.label_std) or 0 in options.label_std:
+            raise MgenError(
+                "label_mean or label_std alone, or a label_std of 0, gives no label units",
+                "give both, as they were in training",
+            )
         for name in ("label_mean", "label_std"):
             given = getattr(options, name)
             if given and len(given) not in (1, self.outputs):
@@ -241,12 +246,16 @@ class ClassifyPairs(Head):
 
         With `top_pairs`: `i`, `j` int32 and `probability` of the most probable pairs, ragged.
         """
-        hidden = activations.layer(self.layer)
-        residues = [row[mask] for row, mask in zip(hidden, activations.mask)]
-        found = [self._top(row) if self.options.top_pairs else self._all(row) for row in residues]
+        one = self._top if self.options.top_pairs else self._all
+        # Special tokens are computed too, since convolutions see them, and then left out.
+        mask, seen = activations.mask, _tokens(activations)
+        if self.as_reference:  # padding enters them there
+            seen = torch.ones_like(seen)
+        each = zip(activations.layer(self.layer), seen, mask)
+        found = [one(hidden[real], residues[real]) for hidden, real, residues in each]
         columns: dict[str, Any] = {name: _end_to_end([r[name] for r in found]) for name in found[0]}
         if not self.options.top_pairs:
-            columns["residues"] = torch.tensor([len(row) for row in residues], dtype=torch.int32)
+            columns["residues"] = mask.sum(dim=1).int()
         return columns
 
     def values(self, rows: int, tokens: int) -> int:
@@ -255,25 +264,27 @@ class ClassifyPairs(Head):
             return 3 * min(rows * self.options.top_pairs, tokens * tokens)
         return rows + tokens * tokens * (self.outputs + 1)
 
-    def _all(self, hidden_LH: Tensor) -> dict[str, Tensor]:
-        """Columns of one row, (L^2, ...)."""
-        length = len(hidden_LH)
-        logits = mirror(self.head.triangle(hidden_LH).float(), length)
+    def _all(self, hidden_LH: Tensor, residues_L: Tensor) -> dict[str, Tensor]:
+        """Columns of one row, (residues^2, ...)."""
+        logits = mirror(self.head.triangle(hidden_LH).float(), len(hidden_LH))
+        logits = logits[residues_L][:, residues_L]
         probability = _paired(logits).sigmoid()
         if not self.head.self_pairs:
             probability.fill_diagonal_(0)
         return {"probability": probability.flatten(), "logits": logits.flatten(0, 1).squeeze(1)}
 
-    def _top(self, hidden_LH: Tensor) -> dict[str, Tensor]:
+    def _top(self, hidden_LH: Tensor, residues_L: Tensor) -> dict[str, Tensor]:
         """Columns of one row, (top_pairs,) or fewer."""
         assert self.options.top_pairs is not None
-        length = len(hidden_LH)
-        i, j = pairs(length, hidden_LH.device)
-        logits = _paired(self.head.triangle(hidden_LH).float()).masked_fill(i == j, -torch.inf)
+        i, j = pairs(len(hidden_LH), hidden_LH.device)
+        others = (i == j) | ~residues_L[i] | ~residues_L[j]
+        logits = _paired(self.head.triangle(hidden_LH).float()).masked_fill(others, -torch.inf)
+        length = int(residues_L.sum())
         best = logits.topk(min(self.options.top_pairs, length * (length - 1) // 2))
+        number = residues_L.cumsum(0) - 1
         return {
-            "i": i[best.indices].int(),
-            "j": j[best.indices].int(),
+            "i": number[i[best.indices]].int(),
+            "j": number[j[best.indices]].int(),
             "probability": best.values.sigmoid(),
         }
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from mgen_tasks.adapters import mirror
 from mgen_tasks.plugin import mgen_tasks
 
 from mgen_core import Activations, Backbone, BackboneCard, BackboneOptions, MgenError, Ragged, Row
@@ -203,7 +204,26 @@ def test_the_most_probable_pairs(adapter):
     assert made.values(1, 100) == 9
 
 
+def test_convolutions_over_pairs_see_special_tokens_and_padding_only_as_reference():
+    found = activations(4, 2)
+    found = replace(found, hidden=found.hidden.nan_to_num(0.5))
+    for as_reference, seen in (("false", found.tokens), ("true", torch.ones_like(found.tokens))):
+        made = task("classify_pairs", adapter="ResNet2DAdapter", as_reference=as_reference)
+        top = task("classify_pairs", adapter="ResNet2DAdapter", as_reference=as_reference,
+                   top_pairs="1")  # fmt: skip
+        got, best = columns(made, found), columns(top, found)
+        for row, length in enumerate((4, 2)):
+            hidden = found.hidden[row][seen[row]]
+            whole = mirror(made.head.triangle(hidden), len(hidden))[1 : 1 + length, 1 : 1 + length]
+            close(torch.tensor(got["logits"][row]).view(length, length), whole.detach()[..., 0])
+            i, j = best["i"][row][0], best["j"][row][0]
+            close(best["probability"][row][0], whole[i, j, 0].sigmoid().detach())
+
+
 # --------------------------------------------------------------------------- refusals
+
+
+REGRESS = {"adapter": "LinearCLSAdapter", "label_mean": "1"}
 
 
 def test_what_does_not_fit_is_refused():
@@ -214,8 +234,10 @@ def test_what_does_not_fit_is_refused():
         ("classify", {"adapter": "LinearCLSAdapter", "outputs": 1}, "one class alone"),
         ("classify", {"adapter": "LinearCLSAdapter", "outputs": 0}, "outputs is 0"),
         ("classify", {"adapter": "LinearCLSAdapter", "outputs": 3, "labels": "a,b"}, "2 labels"),
-        ("regress", {"adapter": "LinearCLSAdapter", "label_std": "1,2"}, "label_std has 2 numbers"),
-        ("regress", {"adapter": "LinearCLSAdapter", "scaled": 1, "label_mean": "1"}, "checkpoint"),
+        ("regress", {**REGRESS, "label_std": "1,2"}, "label_std has 2 numbers"),
+        ("regress", {"adapter": "LinearCLSAdapter", "label_std": "1"}, "label_std alone"),
+        ("regress", {**REGRESS, "label_std": "0"}, "a label_std of 0"),
+        ("regress", {**REGRESS, "label_std": "1", "scaled": 1}, "checkpoint"),
         ("regress", {"adapter": "MLPPoolAdapter", "adapter_args": "{"}, "is not JSON"),
         ("regress", {"adapter": "MLPPoolAdapter", "adapter_args": "[1]"}, "is no object"),
         ("regress", {"adapter": "MLPPoolAdapter", "adapter_args": '{"a": 1}'}, "no argument 'a'"),
