@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,59 @@ def test_a_parquet_file_damaged_inside_is_refused(tmp_path: Path) -> None:
     path.write_bytes(raw)
     with pytest.raises(InputError, match=r"cannot read .*a\.parquet"):
         values(open_rows("parquet", path))
+
+
+def test_odd_types_come_as_text_or_python_values(tmp_path: Path) -> None:
+    columns = {
+        "nanoseconds": (pa.array([1, None], pa.timestamp("ns")), "1970-01-01 00:00:00.000000001"),
+        "day": (pa.array([1, None], pa.date32()), "1970-01-02"),
+        "never": (pa.array([2**31 - 1, None], pa.date32()), "<value out of range: 2147483647>"),
+        "decimal": (pa.array([Decimal("1.50"), None]), "1.50"),
+        "bytes": (pa.array([b"AC", None]), "AC"),
+        "struct": (pa.array([{"a": 1}, None]), {"a": 1}),
+        "lists": (pa.array([[["x"]], None]), [["x"]]),
+        "map": (pa.array([[("a", 1)], None], pa.map_(pa.string(), pa.int8())), [("a", 1)]),
+        "nothing": (pa.nulls(2), None),
+    }
+    table = pa.table({name: column for name, (column, _) in columns.items()})
+    pq.write_table(table, tmp_path / "a.parquet")
+    found = values(open_rows("parquet", tmp_path / "a.parquet"))
+    assert found == {name: [expected, None] for name, (_, expected) in columns.items()}
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.string()])
+def test_bytes_that_are_no_text_are_refused(tmp_path: Path, kind: pa.DataType) -> None:
+    raw = pa.array([b"AC", b"\xff"])
+    column = pa.Array.from_buffers(kind, 2, raw.buffers())
+    pq.write_table(pa.table({"sequence": column}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"cannot read .*a\.parquet"):
+        values(open_rows("parquet", tmp_path / "a.parquet"))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_text_that_is_stored_once_is_not_multiplied_in_memory(
+    tmp_path: Path, shared: bool
+) -> None:
+    numbers = pa.array([0] * 10_000, pa.int32())
+    column = pa.DictionaryArray.from_arrays(numbers, pa.array(["A" * 20_000_000]))
+    schema = None if shared else pa.schema({"sequence": pa.string()})
+    with pq.ParquetWriter(
+        tmp_path / "a.parquet",
+        schema or pa.schema({"sequence": column.type}),
+        dictionary_pagesize_limit=1 << 30,
+        store_schema=shared,
+    ) as file:
+        table = pa.table({"sequence": column})
+        file.write_table(table if shared else table.slice(0, 3).cast(schema))
+    chunks = open_rows("parquet", tmp_path / "a.parquet").chunks(["sequence"])
+    assert len(next(iter(chunks))["sequence"]) == 1  # of 20 MB: two would be beyond a chunk
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1PAR1", b"PAR1" + b"\xff" * 100 + b"PAR1"])
+def test_garbage_is_no_parquet(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.parquet").write_bytes(content)
+    with pytest.raises(InputError, match=r"cannot read .*a\.parquet"):
+        open_rows("parquet", tmp_path / "a.parquet")
 
 
 def test_twin_columns_are_refused(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mgen_formats.plugin import READERS
 
-from mgen_core import InputError, Reader, ReaderOptions, Rows
+from mgen_core import InputError, Reader, ReaderOptions, RowError, Rows
 
 Make = Callable[[str, "bytes | str"], Path]
 
@@ -76,6 +76,8 @@ def test_cells_stay_as_written(make: Make) -> None:
     "content",
     [
         pytest.param(ROWS.replace(b"\n", b"\r\n"), id="crlf"),
+        pytest.param(ROWS.replace(b"\n", b"\r"), id="cr"),
+        pytest.param(b"\xef\xbb\xbf" + ROWS.replace(b"\n", b"\r"), id="cr and a mark"),
         pytest.param(b"\xef\xbb\xbf" + ROWS, id="byte order mark"),
         pytest.param(ROWS.rstrip(b"\n"), id="no last line end"),
         pytest.param(b"\n" + ROWS + b"\n\n", id="blank lines"),
@@ -170,6 +172,11 @@ def test_rows_are_read_as_often_as_asked(make: Make) -> None:
         ("a,b\n1,é\n".encode("latin1"), ("UTF-8",)),
         ("é,b\n1,2\n".encode("latin1"), ("UTF-8",)),
         ("a,b\n1,2\n".encode("utf-16"), ("UTF-8",)),
+        ("a,b\n1,2\n".encode("utf-16-le"), ("UTF-8",)),
+        (b"PK\x03\x04\x14\0\0\0\x08\0", ("UTF-8",)),
+        ("a,b,,\n1,2,,\n", ("''", "two columns")),
+        (",".join(["a"] * 200_000), ("'a'", "two columns")),
+        ("a" * 200_000 + ",b\n1,2\n", ("header", "larger than field limit")),
     ],
 )
 def test_faults_in_csv_are_named(make: Make, content: bytes | str, words: tuple[str, ...]) -> None:
@@ -180,6 +187,31 @@ def test_faults_in_csv_are_named(make: Make, content: bytes | str, words: tuple[
 def test_non_utf8_far_into_the_file_is_named(make: Make) -> None:
     error = refused(make("a.csv", b"a,b\n" + b"1,2\n" * 500_000 + b"3,\xe9\n"))
     assert "UTF-8" in error.what and "iconv" in error.hint
+
+
+def test_cells_may_hold_nearly_anything(make: Make) -> None:
+    odd = [
+        "a\0b",
+        "\0",
+        "=cmd()|' /C calc'!A0",
+        "../../x",
+        "\u202eabc",
+        "\x1b[31m",
+        "x" * 10_000_000,
+    ]
+    rows = "".join(f'"{cell}",A\n' for cell in odd)
+    assert values(make("a.csv", f"id,sequence\n{rows}"))["id"] == odd
+
+
+def test_columns_without_a_name_are_columns(make: Make) -> None:
+    assert values(make("a.csv", ",id\n0,x\n")) == {"": ["0"], "id": ["x"]}
+
+
+def test_no_row_can_pass_for_the_end(make: Make) -> None:
+    # What was the mark of the end once; a batch that ends with it must not lose rows after it.
+    mark = "\x1eend of table\x1e"
+    ids = [mark] * 50_000
+    assert values(make("a.csv", "id\n" + "\n".join(ids)))["id"] == ids
 
 
 @pytest.mark.parametrize("content", ["a,b\n", "a,b", '"a","b"\r\n'])
@@ -201,22 +233,63 @@ def test_jsonl_gives_text_and_python_values(make: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "words"),
+    ("line", "reason"),
     [
-        ('{"id": 1', ("line 2", "not JSON")),
-        ("[1, 2]", ("line 2", "not a JSON object", "[1, 2]")),
-        ("[" * 100_000, ("line 2",)),
+        ('{"id": 1', "not JSON: Expecting ',' delimiter at character 10 of line 2"),
+        ('{"id": "a"} {"id": "b"}', "not JSON: Extra data at character 13 of line 2"),
+        ("[1, 2]", "not a JSON object: line 2: [1, 2]"),
+        ('{"id": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deep: line 2"),
+        ('{"id": ' + "9" * 5000 + "}", "a number with too many digits: line 2"),
+        (r'{"id": "\ud83d"}', "half a character: a lone surrogate in line 2"),
+        (r'{"id": "x", "\uDE00": 1}', "half a character: a lone surrogate in line 2"),
+        ("\0", "not JSON: Expecting value at character 1 of line 2"),
     ],
 )
-def test_faults_in_jsonl_are_named(make: Make, line: str, words: tuple[str, ...]) -> None:
-    error = refused(make("a.jsonl", '{"id": "a"}\n' + line + "\n"))
+def test_a_bad_line_of_jsonl_is_a_bad_row(make: Make, line: str, reason: str) -> None:
+    found = values(make("a.jsonl", f'{{"id": "a"}}\n{line}\n{{"id": "c"}}\n'))["id"]
+    assert (found[0], found[2]) == ("a", "c")
+    assert isinstance(found[1], RowError) and str(found[1]) == reason
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('[{"id": "a"},\n{"id": "b"}]\n', ("line 1", "not JSON")),
+        ('[{"id": "a"}, {"id": "b"}]', ("line 1", "not a JSON object", '[{"id": "a"}')),
+        ('{\n  "id": "a"\n}\n', ("line 1", "not JSON")),
+        ("id,sequence\na,ACGT\n", ("line 1", "not JSON")),
+        ("{}\n{}\n", ("empty",)),
+        ('{"id": "é"}\n'.encode("latin1"), ("UTF-8",)),
+        ('{"id": "a"}\n'.encode("utf-16"), ("UTF-8",)),
+    ],
+)
+def test_what_is_no_jsonl_is_refused(
+    make: Make, content: bytes | str, words: tuple[str, ...]
+) -> None:
+    error = refused(make("a.jsonl", content))
     assert all(word in error.what for word in words), error.what
 
 
-def test_a_fault_beyond_the_first_lines_has_its_number(make: Make) -> None:
+def test_more_keys_than_any_table_are_refused(make: Make) -> None:
+    lines = (json.dumps({f"{line} {key}": 1 for key in range(2000)}) for line in range(60))
+    assert "different keys" in refused(make("a.jsonl", "\n".join(lines))).what
+
+
+def test_values_of_jsonl_come_as_python_reads_them(make: Make) -> None:
+    content = (
+        '{"id": "a", "x": 1e400, "id": "b"}\r\n'  # of equal keys the last one counts
+        r'{"id": "\ud83d\ude00", "x": -12345678901234567890123}'
+    )
+    assert values(make("a.jsonl", content)) == {
+        "id": ["b", "\N{GRINNING FACE}"],
+        "x": [float("inf"), "-12345678901234567890123"],
+    }
+
+
+def test_a_bad_line_far_down_has_its_number(make: Make) -> None:
     lines = [json.dumps({"id": str(i)}) for i in range(5000)]
     lines[4321] = "{"
-    assert "line 4322" in refused(make("a.jsonl", "\n".join(lines))).what
+    assert str(values(make("a.jsonl", "\n".join(lines)))["id"][4321]).endswith("line 4322")
 
 
 # ------------------------------------------------------------------------------ fasta
@@ -235,6 +308,14 @@ def test_fasta_records(make: Make) -> None:
         "sequence": ["MKVacgu*-", "", "NN", "A"],
         "description": ["first protein, E. coli", "", "tab after", "name"],
     }
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_odd_fasta_records(make: Make, end: str) -> None:
+    lines = [">", "", "MK*", "", "mk-.", ">>x", "# not a letter", "A", "  B  ", ">last"]
+    found = values(make("a.fa", end.join(lines)))
+    assert found["id"] == ["", ">x", "last"]
+    assert found["sequence"] == ["MK*mk-.", "AB", ""]
 
 
 names = st.from_regex(r"[!-~]{1,12}", fullmatch=True)
@@ -264,6 +345,8 @@ def test_a_chromosome_on_one_line(make: Make) -> None:
     ("content", "words"),
     [
         ("ACGT\n>a\nAC\n", ("line 1", "ACGT")),
+        ("\n# comment\nACGT\n", ("line 3", "ACGT")),
+        (">a\nAC\n".encode("utf-16"), ("UTF-8",)),
         ("", ("empty",)),
         (">Müller\nAC\n".encode("latin1"), ("UTF-8",)),
     ],

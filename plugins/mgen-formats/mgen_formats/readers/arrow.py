@@ -9,14 +9,32 @@ import pyarrow as pa
 
 
 def chunk(table: pa.Table | pa.RecordBatch, columns: Sequence[str]) -> Mapping[str, list[Any]]:
-    """The named columns: text and whole numbers as `str`, all else as plain Python values."""
+    """The named columns: text, whole numbers and times as `str`, all else as Python values.
+
+    Raises `pa.ArrowInvalid` for bytes that are no text and values that Python cannot hold.
+    """
     return {name: _values(table.column(name)) for name in columns}
 
 
 def _values(column: pa.Array | pa.ChunkedArray) -> list[Any]:
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    if pa.types.is_integer(column.type):
-        column = column.cast(pa.string())
-    found: list[Any] = column.to_pylist()
+    if any(told(column.type) for told in TEXT):
+        column = column.cast(pa.large_string())
+    try:
+        found: list[Any] = column.to_pylist()
+    except (ValueError, OverflowError) as error:
+        raise pa.ArrowInvalid(str(error)) from error
     return found
+
+
+TEXT = (
+    pa.types.is_integer,
+    pa.types.is_temporal,
+    pa.types.is_decimal,
+    pa.types.is_binary,
+    pa.types.is_large_binary,
+    pa.types.is_fixed_size_binary,
+    pa.types.is_binary_view,
+)
+"""Types that come as text, as they would from a csv."""

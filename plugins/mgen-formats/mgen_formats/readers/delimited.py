@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-import sys
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,22 @@ from pyarrow import csv as arrow_csv
 
 from mgen_core import InputError, Reader, ReaderCard, ReaderOptions, Rows
 
-from .source import CHUNK_ROWS, digest, local_file, no_twins, not_utf8, opened, opened_text, reading
+from .source import (
+    CHUNK_ROWS,
+    LONGEST,
+    digest,
+    lines,
+    local_file,
+    no_twins,
+    not_utf8,
+    opened,
+    reading,
+)
 
 # A row must fit into a block. Small blocks are fast (cache); longer rows start over with the next.
-BLOCKS = (1 << 20, 32 << 20, 512 << 20)
+BLOCKS = (1 << 20, 32 << 20, LONGEST)
 LONG_ROW = "straddl"  # Arrow's word for a row longer than the block
 
-# A row added after the last one. When it does not come out, an open quote swallowed it.
-LAST = "\x1eend of table\x1e"
 OPEN_QUOTE = "a quote is opened and never closed"
 
 
@@ -63,6 +71,8 @@ def header(path: Path, delimiter: str) -> list[str]:
         raise InputError(f"cannot read the header of {path}: {error}", hint) from error
     if names is None:
         raise InputError(f"{path} is empty", "its first line must name the columns")
+    if any("\0" in name for name in names):  # as of UTF-16 without its mark
+        raise not_utf8(path)
     return no_twins(path, names)
 
 
@@ -101,6 +111,9 @@ def _attempt(
     path: Path, delimiter: str, columns: Sequence[str], nulls: bool, block: int
 ) -> Iterator[pa.RecordBatch]:
     width = len(header(path, delimiter))
+    # A row added after the last one. When it does not come out, an open quote swallowed it.
+    # Its cells are drawn by lot: no row of the file can look like it.
+    last = secrets.token_hex()
     convert = arrow_csv.ConvertOptions(
         include_columns=list(columns),
         column_types={name: pa.string() for name in columns},
@@ -113,14 +126,14 @@ def _attempt(
     with (
         opened(path) as stream,
         arrow_csv.open_csv(
-            _Ended(stream, f"\n{delimiter.join([LAST] * width)}\n".encode()),
+            _Ended(stream, f"\n{delimiter.join([last] * width)}\n".encode()),
             read_options=arrow_csv.ReadOptions(use_threads=False, block_size=block),
             parse_options=arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
             convert_options=convert,
         ) as table,
     ):
         for batch in table:
-            closed = closed or (batch.num_rows > 0 and batch.column(0)[-1].as_py() == LAST)
+            closed = closed or (batch.num_rows > 0 and batch.column(0)[-1].as_py() == last)
             yield batch.slice(0, batch.num_rows - closed)
     if not closed:
         raise pa.ArrowInvalid(OPEN_QUOTE)
@@ -147,7 +160,7 @@ def _fault(path: Path, delimiter: str, reason: str) -> InputError:
     """What is wrong, with its line: Arrow counts rows, so the file is read once more."""
     if "UTF8" in reason:
         return not_utf8(path)
-    csv.field_size_limit(sys.maxsize)
+    limit = csv.field_size_limit(LONGEST)
     width = last = 0
     try:
         for last, cells in _numbered(path, delimiter):
@@ -158,6 +171,8 @@ def _fault(path: Path, delimiter: str, reason: str) -> InputError:
                 return InputError(what, hint)
     except csv.Error as error:
         reason = str(error)
+    finally:
+        csv.field_size_limit(limit)  # the process's, not ours
     if reason == OPEN_QUOTE:
         hint = 'close it, or write a quote inside a cell as ""'
         return InputError(f"{path}, line {last}: {reason}", hint)
@@ -166,10 +181,9 @@ def _fault(path: Path, delimiter: str, reason: str) -> InputError:
 
 def _numbered(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """Rows that are not blank, each with the number of its first line."""
-    with reading(path), opened_text(path) as text:
-        rows = csv.reader(text, delimiter=delimiter)
-        line = 1
-        for cells in rows:
-            if cells:
-                yield line, cells
-            line = rows.line_num + 1
+    rows = csv.reader(lines(path, newline=""), delimiter=delimiter)
+    line = 1
+    for cells in rows:
+        if cells:
+            yield line, cells
+        line = rows.line_num + 1

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import io
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import dnaio
-from dnaio.readers import FastaReader as Records
+from typing import Any
 
 from mgen_core import InputError, Reader, Rows
 
-from .source import chunked, digest, local_file, opened, reading
+from .source import LONGEST, chunked, digest, lines, local_file, opened, reading, too_long
 
 
 class FastaReader(Reader):
@@ -19,13 +17,6 @@ class FastaReader(Reader):
 
     def open(self, uri: str) -> Rows:
         return FastaRows(local_file(uri))
-
-
-class _Record(NamedTuple):
-    # dnaio's own record takes only ASCII; names of organisms and authors are not.
-    header: str
-    sequence: str
-    qualities: None
 
 
 class FastaRows(Rows):
@@ -49,25 +40,36 @@ class FastaRows(Rows):
         return chunked(
             columns,
             (
-                (len(record.header) + len(record.sequence), [_cells(record)[i] for i in order])
-                for record in self._records()
+                (len(header) + len(sequence), [_cells(header, sequence)[i] for i in order])
+                for header, sequence in _records(self.path)
             ),
         )
 
     def digest(self) -> str:
         return digest(self.path)
 
-    def _records(self) -> Iterator[_Record]:
-        try:
-            with reading(self.path), opened(self.path) as stream:
-                records: Iterable[Any] = Records(stream, sequence_class=_Record)
-                yield from records
-        except dnaio.FastaFormatError as error:
-            line = "" if error.line is None else f", line {error.line + 1}"
-            hint = "a FASTA record starts with '>id'; a list of sequences goes into a .csv"
-            raise InputError(f"{self.path}{line}: {error.message}", hint) from error
+
+def _records(path: Path) -> Iterator[tuple[str, str]]:
+    """Header and sequence of each record. Raises `InputError`."""
+    header, letters = None, io.StringIO()  # takes less memory than a list of short lines
+    for number, line in enumerate(lines(path), 1):
+        text = line.strip()
+        if text.startswith(">"):
+            if header is not None:
+                yield header, letters.getvalue()
+            header, letters = text[1:], io.StringIO()
+        elif text and not text.startswith("#"):
+            if header is None:
+                what = f"{path}, line {number}: expected '>', but found {text[:40]!r}"
+                hint = "a FASTA record starts with '>id'; a list of sequences goes into a .csv"
+                raise InputError(what, hint)
+            letters.write(text)
+            if letters.tell() > LONGEST:
+                raise too_long(f"{path}, line {number}: a sequence")
+    if header is not None:
+        yield header, letters.getvalue()
 
 
-def _cells(record: _Record) -> tuple[str, str, str]:
-    name, *description = record.header.split(None, 1) or [""]
-    return name, record.sequence, "".join(description).strip()
+def _cells(header: str, sequence: str) -> tuple[str, str, str]:
+    name, *description = header.split(None, 1) or [""]
+    return name, sequence, "".join(description).strip()

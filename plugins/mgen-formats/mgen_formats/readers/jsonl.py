@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mgen_core import InputError, Reader, Rows
+from mgen_core import InputError, Reader, RowError, Rows
 
-from .source import chunked, digest, local_file, opened_text, reading
+from .source import chunked, digest, lines, local_file
 
 LOOK_AHEAD = 1000  # lines whose keys are the columns
+MOST_KEYS = 100_000
+_may_hold_surrogate = re.compile(r"\\u[dD]").search
 
 
 class JsonLinesReader(Reader):
@@ -23,48 +26,71 @@ class JsonLinesReader(Reader):
 
 
 class JsonLinesRows(Rows):
-    """The rows of one file; a key that a line lacks is None. Blank lines are no rows."""
+    """The rows of one file; a key that a line lacks is None. Blank lines are no rows.
+
+    Lines stand for themselves, so that a bad one is a bad row. But if the first is bad, the file
+    holds something else.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         keys: dict[str, None] = {}
-        for _, record in islice(self._objects(), LOOK_AHEAD):
+        for number, (_, record) in enumerate(islice(self._objects(), LOOK_AHEAD)):
+            if isinstance(record, RowError):
+                if number == 0:
+                    hint = "write one object a line; `jq -c '.[]'` turns an array into that"
+                    raise InputError(f"{path}: {record}", hint) from record
+                continue
             keys.update(dict.fromkeys(record))
+            if len(keys) > MOST_KEYS:
+                what = f"{path} has more than {MOST_KEYS:,} different keys"
+                raise InputError(what, "give all lines the same keys: they are the columns")
         if not keys:
             raise InputError(f"{path} is empty", "write one JSON object a line")
         self.columns = list(keys)
 
     def chunks(self, columns: Sequence[str]) -> Iterator[Mapping[str, Sequence[Any]]]:
         return chunked(
-            columns,
-            (
-                (size, [_value(record.get(name)) for name in columns])
-                for size, record in self._objects()
-            ),
+            columns, ((size, _cells(record, columns)) for size, record in self._objects())
         )
 
     def digest(self) -> str:
         return digest(self.path)
 
-    def _objects(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        with reading(self.path), opened_text(self.path) as text:
-            for number, line in enumerate(text, 1):
-                if not line.isspace():
-                    yield len(line), _object(line, f"{self.path}, line {number}")
+    def _objects(self) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
+        for number, line in enumerate(lines(self.path), 1):
+            if not line.isspace():
+                try:
+                    yield len(line), _object(line, number)
+                except RowError as error:
+                    yield len(line), error
 
 
-def _object(line: str, where: str) -> dict[str, Any]:
+def _object(line: str, number: int) -> dict[str, Any]:
+    """Raises `RowError`."""
     try:
         found = json.loads(line)
+        if _may_hold_surrogate(line):
+            # JSON may escape half of a character, which no text can hold.
+            json.dumps(found, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
-        what = f"{where}: not JSON: {error.msg} at character {error.pos + 1}"
-        raise InputError(what, "mend or remove that line") from error
+        what = f"not JSON: {error.msg} at character {error.pos + 1} of line {number}"
+        raise RowError(what) from error
+    except UnicodeEncodeError as error:
+        raise RowError(f"half a character: a lone surrogate in line {number}") from error
+    except ValueError as error:
+        raise RowError(f"a number with too many digits: line {number}") from error
     except RecursionError as error:
-        raise InputError(f"{where}: nested too deep", "mend or remove that line") from error
+        raise RowError(f"nested too deep: line {number}") from error
     if not isinstance(found, dict):
-        hint = "write one object a line; `jq -c '.[]'` turns an array into that"
-        raise InputError(f"{where}: not a JSON object: {line.strip():.40}", hint)
+        raise RowError(f"not a JSON object: line {number}: {line.strip():.40}")
     return found
+
+
+def _cells(record: dict[str, Any] | RowError, columns: Sequence[str]) -> list[Any]:
+    if isinstance(record, RowError):
+        return [record] * len(columns)
+    return [_value(record.get(name)) for name in columns]
 
 
 def _value(value: Any) -> Any:

@@ -6,12 +6,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mgen_core import Reader, Rows
 
 from .arrow import chunk
-from .source import chunk_rows, digest, local_file, no_twins, reading
+from .source import CHUNK_BYTES, chunk_rows, digest, local_file, no_twins, reading
+
+# Without pre-buffering and with small reads, no whole row group comes into memory.
+LEAN = {"pre_buffer": False, "buffer_size": 1 << 20}
 
 
 class ParquetReader(Reader):
@@ -31,12 +36,21 @@ class ParquetRows(Rows):
             self.length = file.metadata.num_rows
 
     def chunks(self, columns: Sequence[str]) -> Iterator[Mapping[str, Sequence[Any]]]:
-        # Without pre-buffering and with small reads, no whole row group comes into memory.
-        lean = {"pre_buffer": False, "buffer_size": 1 << 20}
-        with reading(self.path), pq.ParquetFile(self.path, **lean) as file:
-            rows = chunk_rows(file.metadata.num_rows, _size(file, columns))
-            for batch in file.iter_batches(rows, columns=list(columns), use_threads=False):
-                yield chunk(batch, columns)
+        with reading(self.path), pq.ParquetFile(self.path, **LEAN) as file:
+            usual = chunk_rows(file.metadata.num_rows, _size(file, columns))
+            texts = [name for name in columns if _is_text(file.schema_arrow.field(name).type)]
+            for group in range(file.num_row_groups):
+                rows = min(usual, CHUNK_BYTES // max(1, self._longest(group, texts)) or 1)
+                read = {"columns": list(columns), "use_threads": False}
+                for batch in file.iter_batches(rows, row_groups=[group], **read):
+                    yield chunk(batch, columns)
+
+    def _longest(self, group: int, texts: Sequence[str]) -> int:
+        """Bytes of the longest text that the group holds once and may repeat in every row."""
+        with pq.ParquetFile(self.path, read_dictionary=list(texts), **LEAN) as file:
+            first = next(file.iter_batches(1, row_groups=[group], columns=list(texts)), ())
+        found = [column.dictionary for column in first if pa.types.is_dictionary(column.type)]
+        return max((pc.max(pc.binary_length(texts)).as_py() or 0 for texts in found), default=0)
 
     def digest(self) -> str:
         return digest(self.path)
@@ -52,3 +66,8 @@ def _size(file: pq.ParquetFile, columns: Sequence[str]) -> int:
         for leaf in leaves
         if f"{leaf.path_in_schema}.".startswith(wanted)
     )
+
+
+def _is_text(of: pa.DataType) -> bool:
+    stored = of.value_type if pa.types.is_dictionary(of) else of
+    return stored in (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())

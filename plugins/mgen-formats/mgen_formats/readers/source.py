@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from mgen_core import InputError
 
 CHUNK_ROWS = 4096
 CHUNK_BYTES = 32 << 20  # rows may be chromosomes: a chunk is bounded in bytes as well
+LONGEST = 256 << 20  # of a row: a human chromosome fits, a few kB that unpack to 10 GB do not
 
 COMPRESSION = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 BOM = b"\xef\xbb\xbf"
@@ -61,9 +63,24 @@ def opened(path: Path) -> io.BufferedReader:
     return stream
 
 
-def opened_text(path: Path) -> io.TextIOWrapper:
-    """The same as text; line ends are left as they are."""
-    return io.TextIOWrapper(opened(path), encoding="utf-8", newline="\n")
+def lines(path: Path, newline: str | None = None) -> Iterator[str]:
+    """The lines of a text, each with its end; `newline` as `open` takes it.
+
+    Raises `InputError` for a line beyond `LONGEST`, before more of it is read.
+    """
+    with reading(path), io.TextIOWrapper(opened(path), encoding="utf-8", newline=newline) as text:
+        number = 0
+        while line := text.readline(LONGEST):
+            number += 1
+            if len(line) == LONGEST:
+                raise too_long(f"{path}, line {number}")
+            yield line
+
+
+def too_long(where: str) -> InputError:
+    """The error for a row that is not worth its memory."""
+    what = f"{where}: longer than {LONGEST >> 20} MiB"
+    return InputError(what, "no model takes so much in one piece: check the file, or cut it")
 
 
 def chunked(
@@ -89,9 +106,10 @@ def chunk_rows(length: int, size: int) -> int:
 
 def no_twins(path: Path, columns: Sequence[str]) -> list[str]:
     """The columns' names. Raises `InputError` when one occurs twice."""
-    twins = [name for name in dict.fromkeys(columns) if columns.count(name) > 1]
-    if twins:
-        raise InputError(f"{path} has two columns named {twins[0]!r}", "rename one of them")
+    for name, times in Counter(columns).items():
+        if times > 1:
+            what = f"{path} has two columns named {name[:40]!r}"
+            raise InputError(what, "rename one of them")
     return list(columns)
 
 
