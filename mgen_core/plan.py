@@ -6,18 +6,19 @@ start of the same run, arrives at the same batches without talking to anyone.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import heapq
 import json
-from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from .api import Backbone, Row
-from .errors import MgenError, RowError, defect
+from .errors import InputError, MgenError, RowError, defect
 
 TOO_LONG = "longer than"
 NOT_FINITE = "output is not finite"
@@ -101,10 +102,17 @@ class Window:
     failures: tuple[Failure, ...]
     notes: Counter[str]
 
+    def digest(self) -> str:
+        """Names the batches and what is in their rows."""
+        found = hashlib.sha256(repr(self.failures).encode())
+        for batch in self.batches:
+            found.update(repr((batch.number, *map(_told, batch.entries))).encode())
+        return found.hexdigest()
+
 
 @dataclass
 class Survey:
-    """What a whole plan comes to; `digest` names the plan itself."""
+    """What a whole plan comes to; `digest` names the plan itself, `digests` its windows."""
 
     rows: int = 0
     failed: int = 0
@@ -118,6 +126,7 @@ class Survey:
     notes: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     windows: list[tuple[int, int, int, int]] = field(default_factory=list)
+    digests: list[str] = field(default_factory=list)
     fillers: tuple[Entry, ...] = ()
     """What a rank without work runs: the shortest entry, or else the first one."""
     digest: str = ""
@@ -246,20 +255,34 @@ def deal(batches: Sequence[Batch], world_size: int) -> list[list[Batch]]:
 
 def survey(planned: Iterable[Window], row_bytes: Callable[[int], int]) -> Iterator[Window | Survey]:
     """Passes the windows through and gives, last, what they came to."""
-    total, digest = Survey(), hashlib.sha256()
+    total = Survey()
     for window in planned:
         total.windows.append((window.first, window.rows, total.batches, len(window.batches)))
+        total.digests.append(window.digest())
         total.rows += window.rows
         total.failed += len(window.failures)
         total.notes += window.notes
         total.reasons.update(failure.kind for failure in window.failures)
         for batch in window.batches:
             _add(total, batch, row_bytes)
-            numbers = [number for entry in batch.entries for number in _identity(entry)]
-            digest.update(array("q", [batch.number, *numbers]).tobytes())
         yield window
-    total.digest = digest.hexdigest()
+    total.digest = hashlib.sha256("".join(total.digests).encode()).hexdigest()
     yield total
+
+
+def unchanged(planned: Iterable[Window], survey: Survey) -> Iterator[Window]:
+    """The windows of a plan that is made again, as long as they are those of the survey.
+
+    Raises `InputError` when they are not: somebody has written to the input.
+    """
+    for place, (window, digest) in enumerate(zip_longest(planned, survey.digests)):
+        if window is None or window.digest() != digest:
+            first = survey.windows[place][0] if digest else survey.rows
+            raise InputError(
+                f"the input was changed while mgen was reading it, in row {first:,} or behind it",
+                "restore it and start the same command again, or start anew with --overwrite",
+            )
+        yield window
 
 
 def _add(total: Survey, batch: Batch, row_bytes: Callable[[int], int]) -> None:
@@ -276,9 +299,30 @@ def _add(total: Survey, batch: Batch, row_bytes: Callable[[int], int]) -> None:
     total.bytes += sum(row_bytes(entry.tokens) * len(entry.rows) for entry in batch.entries)
 
 
-def _identity(entry: Entry) -> Iterator[int]:
-    yield entry.tokens
-    yield from (row.index for row in entry.rows)
+def _told(entry: Entry) -> tuple[Any, ...]:
+    """What `repr` tells an entry by."""
+    row = entry.rows[0]
+    data = row.data if isinstance(row.data, str) else _plain(row.data)
+    names = [(row.index, row.id) for row in entry.rows]
+    return (entry.tokens, names, data, _plain(row.fields) if row.fields else None)
+
+
+def _plain(value: Any) -> Any:
+    """A value as text, numbers and bytes, the same whenever it is read.
+
+    Of what has none of these, its type alone.
+    """
+    if isinstance(value, (str, int, float, bytes, type(None))):
+        return value
+    if isinstance(value, Mapping):
+        value = list(value.items())
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    with contextlib.suppress(TypeError, ValueError):
+        view = memoryview(value)
+        if "O" not in view.format:  # of objects these are addresses
+            return view.tobytes()
+    return type(value).__name__
 
 
 def _measured(

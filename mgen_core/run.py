@@ -30,7 +30,7 @@ from .machine import Machine, least, this_machine
 from .manifest import Manifest
 from .outcome import Outcome
 from .parts import Computed, write_parts
-from .plan import PlanSettings, Survey, deal, survey
+from .plan import PlanSettings, Survey, deal, survey, unchanged
 from .ranks import Ranks
 from .record import begun_with, identify, record, reopen
 from .screen import Screen
@@ -117,7 +117,7 @@ def run(
             ranks.exchange("locked")
             ranks.at("computing its first batch")
         with keeping_step(decision, ranks):
-            compute(job, settings, engine, manifest, missing, ranks, screen, stop)
+            compute(job, settings, plan, engine, manifest, missing, ranks, screen, stop)
         if ranks.leads:
             wait(manifest, lock, ranks, screen)
     found = report(manifest, stop)
@@ -327,6 +327,7 @@ def keeping_step(decision: Decision, ranks: Ranks) -> Iterator[None]:
 def compute(
     job: Job,
     settings: PlanSettings,
+    plan: Survey,
     engine: Engine,
     manifest: Manifest,
     missing: Collection[int],
@@ -338,7 +339,7 @@ def compute(
     world = ranks.world
 
     def passes() -> Iterator[Pass]:
-        for window in job.windows(settings):
+        for window in unchanged(job.windows(settings), plan):
             batches = [batch for batch in window.batches if batch.number in missing]
             for batch in deal(batches, world.size)[world.rank]:
                 work = job.work(batch, settings)
