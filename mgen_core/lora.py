@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -45,11 +45,17 @@ OTHER_MODEL = "the file is of another model, or of another version of it"
 
 @dataclass(frozen=True)
 class Lora:
-    """The settings of the training that say what a product is multiplied by."""
+    """The settings of the training that say what a product is multiplied by.
+
+    `targets` and `saved` are names of modules, as PEFT matches them by their ends: those that have
+    a product, and those that were trained as a whole. Where `targets` is empty, nobody knows.
+    """
 
     r: int
     alpha: float
     rslora: bool = False
+    targets: tuple[str, ...] = ()
+    saved: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.r < 1:
@@ -98,13 +104,19 @@ class FineTuned(Checkpoint):
         known = self._own.keys if self._base is None else self._base.keys
         self.keys = {**known, **self._own.keys}
         unexpected = [key for key in (*own, *self._sums) if key not in known]
+        missing: list[str] = []
+        if lora is not None and lora.targets:
+            inside = [key for key in known if key.startswith(before) and key.endswith(".weight")]
+            missing += _unchanged(inside, lora.targets, {*self._sums, *own})
+            missing += _unchanged(inside, lora.saved, own)
+            unexpected += [key for key in self._sums if not _is_in(key, lora.targets)]
         misfits = [
             f"{key} {self.keys[key].shape} with LoRA {added}"
             for key, added in self._sums.items()
             if key in known and not added.fits(self.keys[key])
         ]
         over = f" over {self._base.path}" if self._base is not None else ""
-        _refuse(f"{tuned.path}{over}", [], unexpected, misfits)
+        _refuse(f"{tuned.path}{over}", missing, unexpected, misfits)
         self.keys |= {key: added.info(self.keys[key]) for key, added in self._sums.items()}
 
     def tensor(self, key: str) -> Tensor:
@@ -298,6 +310,23 @@ def _prefix(names: Sequence[str], keys: Mapping[str, object]) -> str:
         key=lambda before: sum(before + name in keys for name in names),
         default="",
     )
+
+
+def _is_in(weight: str, modules: Sequence[str]) -> bool:
+    module = weight.removesuffix(".weight")
+    return any(f".{module}".endswith(f".{name}") for name in modules)
+
+
+def _unchanged(
+    weights: Sequence[str], modules: Sequence[str], changed: Container[str]
+) -> list[str]:
+    """The weights of these modules of an encoder that were to be changed and are not."""
+    # The head of a published model is no part of what is adapted.
+    return [
+        f"what was trained of {weight}"
+        for weight in weights
+        if not weight.startswith("cls.") and _is_in(weight, modules) and weight not in changed
+    ]
 
 
 def _sums_of(path: Path, changes: _Changes, lora: Lora | None) -> dict[str, _Sum]:

@@ -15,7 +15,7 @@ from .errors import WeightsError
 from .lightning import open_lightning
 from .lora import FineTuned, Lora
 
-LORA = {"r", "alpha", "rslora"}
+LORA = {"r", "alpha", "rslora", "target_modules", "modules_to_save"}
 LANGUAGE = "predictions."
 
 
@@ -77,12 +77,18 @@ class Layered(Checkpoint):
 
 
 def make_lora(settings: Mapping[str, Any] | None) -> Lora | None:
-    """The settings of LoRA as a config names them: r, alpha and rslora."""
+    """The settings of LoRA as a config names them."""
     if settings is None:
         return None
     if settings.keys() - LORA or not {"r", "alpha"} <= settings.keys():
         raise WeightsError(
             f"lora has {', '.join(sorted(settings)) or 'nothing'}",
-            "give r and alpha, and rslora where it was used",
+            "give r and alpha, and rslora, target_modules and modules_to_save where they were used",
         )
-    return Lora(int(settings["r"]), float(settings["alpha"]), bool(settings.get("rslora", False)))
+    return Lora(
+        r=int(settings["r"]),
+        alpha=float(settings["alpha"]),
+        rslora=bool(settings.get("rslora", False)),
+        targets=tuple(settings.get("target_modules") or ()),
+        saved=tuple(settings.get("modules_to_save") or ()),
+    )

@@ -704,6 +704,25 @@ R2 = Lora(2, 4)
 THIN = pair(LAYER + "query", (6, 4))
 
 
+def test_modules_that_were_to_be_trained_are_there_and_no_others() -> None:
+    def lora(*targets: str, saved: tuple[str, ...] = ()) -> Lora:
+        return Lora(2, 4, targets=targets, saved=saved)
+
+    norm = {f"{WRAPPED}ln.modules_to_save.default.weight": torch.ones(4)}
+    assert tuned(THIN | norm, base(), lora("query", saved=("ln",))).keys == base().keys
+    whole = {WRAPPED + name: random(shape, "own") for name, shape in BASE.items()}
+    whole[QUERY + "base_layer.weight"] = whole.pop(QUERY + "weight")
+    assert tuned(whole | THIN, None, lora("0.query")).keys.keys() == BASE.keys()
+    router = f"1 missing (what was trained of bert.{LAYER}mlp.router.weight)"
+    assert router in unfit(THIN, base(), lora("query", "router"))
+    assert "missing (what was trained of bert.ln.weight)" in unfit(
+        THIN, base(), lora("query", saved=("ln",))
+    )
+    assert f"1 unexpected (bert.{LAYER}query.weight)" in unfit(
+        THIN | pair(LAYER + "mlp.router", (3, 4)), base(), lora("router")
+    )
+
+
 def test_a_half_of_a_pair_is_missing() -> None:
     for name, other in (("A", "B"), ("B", "A")):
         state = {key: x for key, x in THIN.items() if f"lora_{name}." in key}

@@ -340,7 +340,6 @@ def test_a_fine_tuned_model_in_our_terms(translated):
     assert options == {"adapter": "MLPPoolAdapter", "outputs": 3, "tokens": "reference"}
     assert (found.rows, found.ckpt, found.kept) == (None, Path("m.ckpt"), "lora")
     assert found.lora == {
-        "use_peft": True,
         "r": 16,
         "alpha": 32.0,
         "rslora": False,

@@ -35,8 +35,7 @@ def laid_out(folder, sources, **values):
     catalog = discover()
     foreign = merge_configs(sources)
     found = translate(foreign, [offer.card for offer in catalog.offers(BackboneCard)])
-    lora = found.lora and {name: found.lora[name] for name in ("r", "alpha", "rslora")}
-    tuned = {"ckpt": found.ckpt, "lora": lora} if found.ckpt else {}
+    tuned = {"ckpt": found.ckpt, "lora": found.lora} if found.ckpt else {}
     options = {**found.values["options"], **values.pop("options", {})}
     config = make_config({**found.values, **tuned, "output": folder, **values, "options": options})
     rows = found.rows.of(open_sources(config, catalog)) if found.rows else None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 from typer.core import TyperCommand
 
-from ..errors import MgenError
+from ..errors import MgenError, WeightsError
 from . import options as o
 
 if TYPE_CHECKING:
@@ -94,6 +94,20 @@ class Asked:
                 "add --ckpt model.ckpt",
             )
 
+    def check_weights(self) -> None:
+        """Raises `WeightsError` where all was trained, and the checkpoint holds a part of it."""
+        if self.found is None or self.found.kept != "all" or not self.values.get("ckpt"):
+            return
+        from ..lightning import open_lightning
+        from ..lora import holds_backbone
+
+        ckpt = self.values["ckpt"]
+        if not holds_backbone(open_lightning(ckpt)):
+            raise WeightsError(
+                f"{ckpt} does not hold the whole backbone, which by the config was trained",
+                "give the config.yaml of its training: one with frozen, or with use_peft",
+            )
+
     def open(self) -> tuple[RunConfig, Chosen | None]:
         """The config, and the rows that stand for those of its data, if any do."""
         from ..catalog import discover
@@ -139,6 +153,8 @@ def start(task: str | None, given: dict[str, Any], chosen: dict[str, Any]) -> No
     asked.check(plan_only)
     config, rows = asked.open()
     asked.tell(rows)
+    if not plan_only:
+        asked.check_weights()
     try:
         running.start(config, plan_only=plan_only, rows=rows)
     except typer.Exit as end:
@@ -233,8 +249,7 @@ def translated(foreign: Foreign, data: Sequence[str], catalog: Catalog) -> Trans
 
     cards = [offer.card for offer in catalog.offers(BackboneCard)]
     found = translate(foreign, cards, data)
-    lora = found.lora and {name: found.lora[name] for name in ("r", "alpha", "rslora")}
-    tuned = {"ckpt": found.ckpt, "lora": lora if found.ckpt else None}
+    tuned = {"ckpt": found.ckpt, "lora": found.lora if found.ckpt else None}
     return replace(found, values={**found.values, **tuned})
 
 

@@ -29,6 +29,8 @@ def start(task: str | None, given: dict[str, Any], chosen: dict[str, Any]) -> No
     labels = find_labels(asked, config, rows, o.split_list(y_col))
     labels.check()
     asked.tell(rows)
+    if not plan_only:
+        asked.check_weights()
     try:
         running.start(config, plan_only=plan_only, rows=rows)
     except typer.Exit as end:

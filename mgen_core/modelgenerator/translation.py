@@ -345,12 +345,13 @@ def _lora(backbone: Block) -> dict[str, Any] | None:
                 f"{backbone.name}: use_peft without {name}",
                 f"add --model.backbone.{name} VALUE, as in training",
             )
+    targets = args["lora_target_modules"]
     return {
-        "use_peft": True,
         "r": int(args["lora_r"]),
         "alpha": float(args["lora_alpha"]),
         "rslora": _flag(args, "lora_use_rslora"),
-        "target_modules": _names(args["lora_target_modules"]),
+        # A text is a pattern, or "all-linear".
+        "target_modules": _names(targets) if isinstance(targets, (list, tuple)) else [],
         "modules_to_save": _names(args.get("lora_modules_to_save")),
     }
 
