@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -53,11 +54,22 @@ def kinds(manifest: Manifest, done: Sequence[Done]) -> Counter[str]:
 def kind_lines(found: Counter[str]) -> list[str]:
     """The counts in words, most frequent first, few enough to be read."""
     first = found.most_common(MOST_KINDS)
-    lines = [f"{_rows(count)}: {kind}" for kind, count in first]
+    lines = [f"{_rows(count)}: {printable(kind)}" for kind, count in first]
     if len(found) > len(first):
         rest = found.total() - sum(count for _, count in first)
         lines.append(f"{_rows(rest)}: {len(found) - len(first):,} other reasons")
     return lines
+
+
+def where_told(folder: Path) -> str:
+    """Where the rows themselves are to be found, after their number."""
+    listing = f"mgen status {shlex.quote(str(folder))} --failed"
+    return f", kept in {folder / 'failed'}; {listing} lists them"
+
+
+def printable(text: str) -> str:
+    """The text with what a terminal, or a line of text, would take for an order written out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def stop_at(found: Sequence[Failure], config: RunConfig) -> None:
@@ -92,9 +104,11 @@ class Trial:
             good, self.held = self.held, []
             return good
         found = [failure for one in self.held for failure in one.failures]
-        tried = sum(len(one.batch.entries) for one in self.held)
-        if tried >= ALIKE and len({failure.kind for failure in found}) == 1:
-            raise hopeless(f"none of the first {tried:,} rows can be computed", found[0])
+        sizes = [len(one.batch.entries) for one in self.held]
+        if found and found[0].kind == OUT_OF_MEMORY:
+            sizes = [size for size in sizes if size > 1]  # a row that is a batch alone is long
+        if sum(sizes) >= ALIKE and len({failure.kind for failure in found}) == 1:
+            raise hopeless(f"none of the first {len(found):,} rows can be computed", found[0])
         return []
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +19,7 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 from . import manifest as manifests
 from . import storage
 from .api import Columns, Row, Rows
-from .aside import Trial, nothing_done, remedy, stop_at
+from .aside import Trial, kinds, nothing_done, remedy, stop_at
 from .background import Behind, ahead
 from .catalog import Catalog
 from .columns import HostColumn, to_table
@@ -66,13 +67,17 @@ class Forecast(NamedTuple):
 
 @dataclass(frozen=True)
 class Report:
-    """How a run ended. `signal` is what stopped it, or None when it came to its end."""
+    """How a run ended. `signal` is what stopped it, or None when it came to its end.
+
+    `kinds` counts the rows that failed by the kind of their reason.
+    """
 
     folder: Path
     rows: int
     done: int
     failed: int
     missing_batches: int
+    kinds: Counter[str]
     signal: int | None = None
 
 
@@ -238,7 +243,7 @@ def _check_plan(job: Job, total: Survey) -> None:
         what = f"none of the {total.rows:,} rows can be computed: {kind}"
         raise InputError(what, remedy(kind, otherwise))
     free = storage.free_bytes(job.config.output)
-    if begun_with(job.config) is None and total.bytes > free:
+    if free is not None and total.bytes > free and begun_with(job.config) is None:
         raise RunError(
             f"the output needs about {total.bytes / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free",
             "choose another disk with --output, --dtype float16, or fewer --pool and --layers",
@@ -406,5 +411,6 @@ def report(manifest: Manifest, stop: Stop) -> Report:
         done=sum(part.rows for part in done),
         failed=manifest.failed(done),
         missing_batches=len(manifest.missing(done)),
+        kinds=kinds(manifest, done),
         signal=stop.signal,
     )

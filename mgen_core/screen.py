@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .strategy import Decision
     from .world import World
 
+from .aside import kind_lines
 from .strategy import describe
 
 QUIET_SECONDS = 30.0
@@ -62,7 +63,10 @@ class ConsoleScreen(Screen):
 
     def say(self, label: str, text: str) -> None:
         """One line: a label, then the facts."""
-        self.console.print(f"[bold]{label:<9}[/bold] {text}", highlight=False, soft_wrap=True)
+        from rich.markup import escape
+
+        line = f"[bold]{label:<9}[/bold] {escape(text)}"
+        self.console.print(line, highlight=False, soft_wrap=True, emoji=False)
 
     def planning(self, rows: int) -> None:
         if self._due():
@@ -74,7 +78,7 @@ class ConsoleScreen(Screen):
 
     def loaded(self, job: Job, parameters: int, place: str, seconds: float) -> None:
         size = f"{parameters:,} parameters" if parameters else "no parameters"
-        if parameters and not job.backbone.options.weights:
+        if parameters and not job.backbone.options.weights and job.config.ckpt is None:
             size += ", random"
         name = job.backbone.card.name
         self.say("model", f"{name}: {size}, {place}, ready in {seconds:.1f} s")
@@ -84,7 +88,7 @@ class ConsoleScreen(Screen):
 
         self.tail = manifest.tail()
         next(self.tail)
-        done = manifest.done().values()
+        done = manifest.done()
         self.total = manifest.rows - manifest.record["plan"]["failed"]
         self.rows = sum(part.rows + part.failed for part in done)
         self.began = self.said = time.monotonic()
@@ -138,9 +142,7 @@ def plan_lines(job: Job, plan: Survey) -> list[tuple[str, str]]:
         columns = f"input {job.table.x_col!r}, no id column: ids are row numbers"
     lines = [("rows", f"{plan.rows:,} ({columns})")]
     lines += [("", f"{rows(count)}: {note}") for note, count in plan.notes.most_common()]
-    lines += [
-        ("set aside", f"{rows(count)}: {reason}") for reason, count in plan.reasons.most_common()
-    ]
+    lines += [("set aside", line) for line in kind_lines(plan.reasons)]
     repeats = plan.rows - plan.failed - plan.distinct
     if repeats:
         lines.append(("", f"{rows(repeats)}: the same as an earlier one, computed once"))

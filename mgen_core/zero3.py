@@ -174,7 +174,10 @@ class Zero3Engine(Engine):
         activations = self.layers(lambda: self.guard.run(lambda: self.call(inputs)))
         if self.guard.error is not None:
             error, self.guard.error = self.guard.error, None
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # whose traceback holds this frame, and with it the pass's tensors
         return cast(Activations, activations)
 
     def _rehearse(self, fillers: Sequence[Row]) -> Inputs:

@@ -3,6 +3,7 @@
 from collections import Counter
 
 import pytest
+import torch
 import toy
 
 from mgen_core import (
@@ -242,7 +243,7 @@ def test_a_plugin_that_fails_on_everything_ends_the_run_soon(tmp_path, monkeypat
         Faulty, "forward", lambda self, *given: ran.append(1) or forward(self, *given)
     )
     with pytest.raises(kind) as caught:
-        start(tmp_path, texts, max_length=400)
+        start(tmp_path, texts, max_length=400, batch_tokens=2000)
     assert caught.value.what.startswith("none of the first ") and told in caught.value.what
     assert ("test_aside.py:" in caught.value.what) == (kind is PluginError)
     assert caught.value.hint
@@ -250,7 +251,7 @@ def test_a_plugin_that_fails_on_everything_ends_the_run_soon(tmp_path, monkeypat
     # Nothing was set aside: once it is mended, the same command computes all.
     monkeypatch.setattr(f"{__name__}.MENDED", [place, "snmuloc"])
     if place not in ("memory", "~"):
-        assert start(tmp_path, texts, max_length=400).done == 200
+        assert start(tmp_path, texts, max_length=400, batch_tokens=2000).done == 200
 
 
 def test_few_rows_that_all_fail(tmp_path):
@@ -304,3 +305,14 @@ def test_a_run_without_failures_has_none_to_tell(tmp_path):
     assert list(failures(tmp_path / "run")) == []
     with pytest.raises(RunError, match="no run in"):
         list(failures(tmp_path))
+
+
+def test_a_device_that_has_failed_ends_the_run(tmp_path, monkeypatch):
+    def failed(self, module, inputs, want):
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(Faulty, "forward", failed)
+    with pytest.raises(RunError, match=r"the device has failed while faulty ran") as caught:
+        start(tmp_path, GOOD)
+    assert "CUDA_VISIBLE_DEVICES=" in caught.value.hint
+    assert not Manifest.open(tmp_path / "run").done()

@@ -4,7 +4,16 @@ from dataclasses import replace
 
 import pytest
 
-from mgen_core import BackboneCard, InputError, Reader, ReaderCard, Rows, hookimpl
+from mgen_core import (
+    BackboneCard,
+    InputError,
+    PluginError,
+    Reader,
+    ReaderCard,
+    RowError,
+    Rows,
+    hookimpl,
+)
 from mgen_core.catalog import Catalog
 from mgen_core.config import RunConfig
 from mgen_core.notebook import MemoryRows
@@ -17,10 +26,22 @@ class Lines(Reader):
             return MemoryRows({"sequence": file.read().split()})
 
 
+class Odd(Reader):
+    """Cells as the test wants them: the file is not looked at."""
+
+    chunks = ()
+
+    def open(self, uri):
+        rows = MemoryRows({"id": [], "sequence": [], "msa": []})
+        rows.chunks = lambda columns: iter(self.chunks)
+        return rows
+
+
 class Plugin:
     @hookimpl
     def mgen_readers(self):
         return [
+            ReaderCard("odd", "", Odd, suffixes=(".odd",)),
             ReaderCard("lines", "", Lines, suffixes=(".txt",)),
             ReaderCard("zipped", "", Lines, suffixes=(".txt.gz", ".gz")),
             ReaderCard("hub", "", Lines, claims=lambda uri: uri.count("/") == 1 and ":" in uri),
@@ -115,3 +136,46 @@ def test_the_digest_tells_content_and_columns_apart():
 
 def test_rows_is_the_contract_of_readers():
     assert isinstance(MemoryRows(["ACGT"]), Rows)
+
+
+@pytest.fixture
+def odd(tmp_path, monkeypatch):
+    """What a table makes of a reader's chunks."""
+    (tmp_path / "in.odd").write_text("")
+    card = replace(PLAIN, takes=("msa",))
+
+    def rows(*chunks):
+        monkeypatch.setattr(Odd, "chunks", chunks)
+        return open_table(config(str(tmp_path / "in.odd")), CATALOG, card)
+
+    return rows
+
+
+@pytest.mark.parametrize("column", ["id", "sequence", "msa"])
+def test_a_cell_that_could_not_be_read_is_its_rows_with_the_readers_name(odd, column):
+    good = {"id": ["a", "b"], "sequence": ["A", "C"], "msa": ["x", "y"]}
+    bad = {**good, column: [good[column][0], RowError("torn")]}
+    rows = list(odd(good, bad))
+    assert [row.data for row in rows[:3]] == ["A", "C", "A"]
+    assert isinstance(rows[3].data, RowError) and str(rows[3].data) == "odd cannot read it: torn"
+    assert (rows[3].index, rows[3].id) == (3, "3" if column == "id" else "b")
+
+
+def test_columns_of_different_lengths_lose_no_row_in_silence(odd):
+    good = {"id": ["a", "b"], "sequence": ["A", "C"], "msa": ["x", "y"]}
+    with pytest.raises(PluginError, match=r"after row 2: odd failed with .*different lengths"):
+        list(odd(good, {**good, "id": ["a"]}))
+    with pytest.raises(PluginError, match=r"after row 0: odd failed with KeyError: 'msa'"):
+        list(odd({"id": ["a"], "sequence": ["A"]}))
+
+
+def test_half_a_character_in_an_id_is_replaced(odd):
+    (row,) = odd({"id": ["a\ud800b\u00e9"], "sequence": ["A"], "msa": ["x"]})
+    assert row.id == "a?b\u00e9"
+
+
+def test_a_reader_that_cannot_open_a_file_is_named(tmp_path, monkeypatch):
+    (tmp_path / "in.txt").write_bytes(b"\xff")
+    with pytest.raises(PluginError, match=r"lines failed with UnicodeDecodeError") as caught:
+        open_table(config(str(tmp_path / "in.txt")), CATALOG, PLAIN)
+    assert "the reader lines" in caught.value.hint

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import weakref
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from mgen_core import (
 )
 from mgen_core.engine import LocalEngine, Placement
 from mgen_core.origin import find_origin
-from mgen_core.turns import OutOfMemory
+from mgen_core.turns import Fault, OutOfMemory, attempt
 from mgen_core.world import World
 
 pytest.importorskip("deepspeed")
@@ -242,3 +243,19 @@ def test_rows_that_no_layer_sees_do_not_keep_a_model_from_being_sharded(weights,
     sharded = Zero3Engine(picky, Last(picky, DEPTH), place, origin, group, fillers)
     assert torch.equal(forward(whole), forward(sharded))
     sharded.idle()
+
+
+def test_a_pass_that_failed_leaves_nothing_in_memory(weights, group):
+    gc.collect()
+    gc.disable()
+    try:
+        for engine in engines(weights, group):
+            seen = []
+            layers = engine.module.layers
+            layers[0].register_forward_hook(lambda *given: seen.append(weakref.ref(given[2])))  # noqa: B023
+            layers[1].fault = ValueError  # made anew where it is raised
+            inputs = engine.collate(ROWS)
+            assert isinstance(attempt(lambda: engine.forward(ROWS, inputs)), Fault)  # noqa: B023
+            assert seen and all(tensor() is None for tensor in seen)
+    finally:
+        gc.enable()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from rich.console import Console
 
 from .. import launch
 from ..api import Rows
+from ..aside import kind_lines, where_told
 from ..catalog import discover
 from ..config import RunConfig, make_config, read_config
 from ..cores import share_cores
@@ -119,21 +121,23 @@ def show_plan(config: RunConfig, forecast: Forecast) -> None:
         batches = counted(share.batches, "batch", "batches")
         screen.say("", f"rank {rank}: {batches}, {share.tokens:,} tokens computed")
     free = free_bytes(config.output)
-    screen.say("disk", f"about {amount(total.bytes)} of output, {amount(free)} free")
+    room = "" if free is None else f", {amount(free)} free"
+    screen.say("disk", f"about {amount(total.bytes)} of output{room}")
 
 
 def show_end(screen: ConsoleScreen, report: Report) -> None:
-    """Rows done, rows set aside and where they are told, and what to type next."""
+    """Rows done, rows set aside, why, and where that is told; and what to type next."""
     if report.missing_batches:
         screen.say(
             "stopped" if report.signal else "missing",
             f"{report.done:,} of {report.rows:,} rows are done in {report.folder}; "
             "the same command goes on from there",
         )
-        return
-    screen.say("done", f"{report.done:,} of {report.rows:,} rows in {report.folder}")
+    else:
+        screen.say("done", f"{report.done:,} of {report.rows:,} rows in {report.folder}")
     if report.failed:
-        screen.say(
-            "set aside", f"{counted_rows(report.failed)}, reasons in {report.folder / 'failed'}"
-        )
-    screen.say("next", f"mgen merge {report.folder}")
+        screen.say("set aside", f"{counted_rows(report.failed)}{where_told(report.folder)}")
+        for line in kind_lines(report.kinds):
+            screen.say("", line)
+    if not report.missing_batches:
+        screen.say("next", f"mgen merge {shlex.quote(str(report.folder))}")

@@ -19,21 +19,28 @@ from mgen_core import hookimpl
 DUMMY = next(card for card in plugin.mgen_backbones() if card.name == "aido_dna_dummy")
 FAULT = dict(item.split("=") for item in os.environ.get("FAULT", "").split())
 PAUSE_S = float(os.environ.get("PAUSE", "0"))
-HERE = FAULT.get("rank") == os.environ.get("RANK", "0")
+HERE = FAULT.get("rank") in (os.environ.get("RANK", "0"), "any")
+REPEATS = 30
 
 
 class Faults:
-    """What happens in a place; `over` a number of tokens, `after` a number of passes."""
+    """What happens in a place; `over` a number of tokens, `after` a number of passes, or to `rows`
+    that repeat a letter."""
 
     passes = 0
+    repeats = False
 
-    def begin(self):
+    def begin(self, tokens):
         self.passes += 1
+        text = bytes(tokens.tolist())
+        self.repeats = any(bytes([letter]) * REPEATS in text for letter in set(text))
         time.sleep(PAUSE_S)
 
     def at(self, place, tokens=0):
         over, after = int(FAULT.get("over", -1)), int(FAULT.get("after", -1))
         if not (HERE and FAULT["place"] == place and tokens > over and self.passes > after):
+            return
+        if "rows" in FAULT and not self.repeats:
             return
         if FAULT["kind"] == "memory":
             import torch
@@ -49,6 +56,7 @@ faults.at("import")
 
 def load(card, options):
     backbone = DUMMY.load(DUMMY, options)
+    backbone.card = card
     build = backbone.build
 
     def build_faulty():
@@ -64,7 +72,7 @@ def load(card, options):
 
         def watched(x):
             if place == "before":
-                faults.begin()
+                faults.begin(x["tokens"])
             faults.at(place, tokens(x))
             return forward(x)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import random
 import subprocess
@@ -141,10 +142,11 @@ def run(*words: object, output: Path, **more: object) -> Ended:
     return ended
 
 
-def parts_done(output: Path, rank: int | None = None) -> int:
-    """How many parts the done-logs hold, of one rank or of all."""
+def batches_done(output: Path, rank: int | None = None) -> int:
+    """How many batches the done-logs hold, of one rank or of all."""
     logs = output.glob(f"done/rank-{'*' if rank is None else f'{rank:05d}'}.jsonl")
-    return sum(log.read_bytes().count(b"\n") for log in logs)
+    whole = [log.read_bytes().rpartition(b"\n")[0] for log in logs]  # one may be being written
+    return sum(len(json.loads(line)["batches"]) for lines in whole for line in lines.splitlines())
 
 
 def merged(output: Path) -> Path:

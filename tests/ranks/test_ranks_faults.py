@@ -1,9 +1,9 @@
-"""What goes wrong in the model of one rank only: too little memory, a defect."""
+"""What goes wrong in the model of one rank only: too little memory, a defect, a row."""
 
 import json
 
 import pytest
-from ranks.processes import FULL, digest, lengths, run, sequences, start
+from ranks.processes import FULL, digest, lengths, run, sequences, start, table
 
 LIMIT = 300
 
@@ -18,12 +18,15 @@ def job(tmp_path_factory, faults):
     return words, digest(folder / "whole")
 
 
+def done_logs(output):
+    """The lines of each rank's done-log."""
+    logs = sorted(output.glob("done/rank-*.jsonl"))
+    return [[json.loads(line) for line in log.read_text().splitlines()] for log in logs]
+
+
 def limits(output):
     """What each rank's done-log says of the memory."""
-    return [
-        {json.loads(line)["limit"] for line in log.read_text().splitlines()}
-        for log in sorted(output.glob("done/rank-*.jsonl"))
-    ]
+    return [{part["limit"] for part in log} for log in done_logs(output)]
 
 
 @pytest.mark.parametrize("place", ["before", "layer", "behind"] if FULL else ["layer", "behind"])
@@ -51,7 +54,7 @@ def test_a_replica_with_too_little_memory_is_alone_with_it(job, faults, tmp_path
     assert digest(output) == expected
 
 
-def test_a_row_that_is_too_large_for_one_sharded_rank_ends_all(job, faults, tmp_path):
+def test_rows_that_are_all_too_large_for_one_sharded_rank_end_all(job, faults, tmp_path):
     words, _ = job
     fault = "rank=1 place=layer kind=memory over=100"
     ended = start(*words, output=tmp_path / "run", devices=2, strategy="zero3", **faults,
@@ -59,15 +62,46 @@ def test_a_row_that_is_too_large_for_one_sharded_rank_ends_all(job, faults, tmp_
     assert ended.code == 1
     (error,) = ended.errors
     assert error.startswith("error: rank 1 on ") and "out of memory with one row alone" in error
+    assert "--max-length" in ended.said
 
 
 @pytest.mark.parametrize("strategy", ["replicate", "zero3"])
-def test_a_defect_on_one_rank_is_told_once_with_the_rank(job, faults, tmp_path, strategy):
+def test_a_model_that_fails_on_everything_on_one_rank_is_told_once(job, faults, tmp_path, strategy):
     words, _ = job
-    fault = "rank=1 place=layer kind=bug after=2"
     ended = start(*words, output=tmp_path / "run", devices=2, strategy=strategy, **faults,
-                  FAULT=fault).end()  # fmt: skip
+                  FAULT="rank=1 place=layer kind=bug").end()  # fmt: skip
     assert ended.code == 1
-    assert ended.said.count("ValueError: a defect of the model") == 1
-    assert ended.said.count("Traceback") == 1 and len(ended.errors) == 1
-    assert "rank 1 on" in ended.errors[0]
+    (error,) = ended.errors
+    assert error.startswith("error: rank 1 on ") and "none of the first " in error
+    assert "faulty failed with ValueError: a defect of the model (mgen_faults.py:" in error
+    assert "Traceback" not in ended.said
+    assert not list((tmp_path / "run").glob("done/rank-00001.jsonl"))
+
+
+@pytest.fixture(scope="module")
+def repeats(tmp_path_factory):
+    """A command over sequences, of which two, a long one and a short one, are one letter alone."""
+    data = sequences(tmp_path_factory.mktemp("repeats") / "genes.fna", "dna", lengths(40, 20, 200))
+    with open(data, "a") as file:
+        file.write(f">long\n{'A' * 190}\n>short\n{'C' * 35}\n")
+    return ("embed", data, "--backbone", "faulty", "--pool", "tokens", "--batch-tokens", 500)
+
+
+@pytest.mark.parametrize(
+    ("fault", "strategies"),
+    [("place=layer kind=bug", ("replicate", "zero3")), ("place=behind kind=memory", ("zero3",))],
+)
+def test_a_row_that_fails_is_set_aside_whichever_rank_has_it(
+    repeats, faults, tmp_path, fault, strategies
+):
+    environ = {**faults, "FAULT": f"rank=any rows=repeats {fault}"}
+    run(*repeats, output=tmp_path / "one", **environ)
+    whole = table(tmp_path / "one")
+    assert whole.num_rows == 42 and whole["error"].null_count == 40
+    for strategy in strategies:
+        output = tmp_path / strategy
+        ended = run(*repeats, output=output, devices=2, strategy=strategy, **environ)
+        assert "40 of 42 rows" in ended.said and "set aside 2 rows" in ended.said
+        assert table(output).equals(whole)
+        failed = [sum(part["failed"] for part in log) for log in done_logs(output)]
+        assert sorted(failed) in ([0, 2], [1, 1])

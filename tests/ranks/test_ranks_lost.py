@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from ranks.processes import digest, lengths, parts_done, run, sequences, start
+from ranks.processes import batches_done, digest, lengths, run, sequences, start
 
 SOON_S = 60.0
 
@@ -15,16 +15,16 @@ def job(tmp_path_factory, faults):
     data = sequences(folder / "genes.fna", "dna", lengths(100, 20, 200))
     words = ("embed", data, "--backbone", "faulty", "--pool", "tokens", "--batch-tokens", 250)
     run(*words, output=folder / "whole", **faults)
-    assert parts_done(folder / "whole") >= 60
+    assert batches_done(folder / "whole") >= 60
     return words, digest(folder / "whole")
 
 
 def lose(words, output, strategy, fault, **environ):
     """Start three ranks, of which one is lost in the midst of a layer; how they ended, soon."""
-    before = parts_done(output)
+    before = batches_done(output)
     environ = {"PAUSE": "0.1", **environ, "FAULT": f"place=layer {fault}"}
     started = start(*words, output=output, devices=3, strategy=strategy, **environ)
-    started.until(lambda: parts_done(output) > before)
+    started.until(lambda: batches_done(output) > before)
     return started.end(within=SOON_S)
 
 
@@ -46,14 +46,14 @@ def test_replicated_ranks_go_on_when_one_is_killed(job, tmp_path, faults):
     words, expected = job
     output = tmp_path / "run"
     for rank, after in ((0, 5), (1, 1)):
-        before = [parts_done(output, other) for other in range(3)]
+        before = [batches_done(output, other) for other in range(3)]
         ended = lose(
             words, output, "replicate", f"rank={rank} kind=SIGKILL after={after}", **faults
         )
         assert ended.code == 1
         assert f"rank {rank} (process " in ended.said and "SIGKILL" in ended.said
         assert "the same command" in ended.said
-        gained = [parts_done(output, other) - before[other] for other in range(3)]
+        gained = [batches_done(output, other) - before[other] for other in range(3)]
         assert gained[rank] <= after < min(gained[other] for other in range(3) if other != rank)
     run(*words, output=output, devices=3, strategy="replicate", **faults)
     assert digest(output) == expected
@@ -95,9 +95,9 @@ def test_a_disk_that_fails_on_one_rank_only(job, tmp_path, faults, strategy):
     (error,) = ended.errors
     assert error.startswith("error: rank 1 on ") and "rank-00001" in error
     assert "Traceback" not in ended.said
-    assert parts_done(output, rank=1) == 0
+    assert batches_done(output, rank=1) == 0
     if strategy == "replicate":
-        assert min(parts_done(output, rank) for rank in (0, 2)) > 15, "the others did their share"
+        assert min(batches_done(output, rank) for rank in (0, 2)) > 15, "the others did their share"
     (output / "parts/rank-00001").unlink()
     run(*words, output=output, **faults)
     assert digest(output) == expected

@@ -5,7 +5,7 @@ import random
 import signal
 
 import pytest
-from ranks.processes import FULL, digest, lengths, parts_done, processes, run, sequences, start
+from ranks.processes import FULL, batches_done, digest, lengths, processes, run, sequences, start
 
 KILLS = 5 if FULL else 1
 
@@ -17,7 +17,7 @@ def slow(tmp_path_factory, faults):
     data = sequences(folder / "genes.fna", "dna", lengths(100, 20, 200))
     words = ("embed", data, "--backbone", "faulty", "--pool", "tokens", "--batch-tokens", 250)
     run(*words, output=folder / "whole", **faults)
-    assert parts_done(folder / "whole") > 40
+    assert batches_done(folder / "whole") > 40
     return words, {**faults, "PAUSE": "0.1"}, digest(folder / "whole")
 
 
@@ -35,9 +35,9 @@ def test_killed_and_finished_on_another_number_of_ranks(slow, faults, tmp_path, 
     words, environ, expected = slow
     output, draw = tmp_path / "run", random.Random()
     for kill in range(KILLS):
-        aim = parts_done(output) + draw.randint(0 if kill else 1, 15 // KILLS)
+        aim = batches_done(output) + draw.randint(0 if kill else 1, 15 // KILLS)
         started = start(*words, output=output, devices=before, strategy=strategy, **environ)
-        started.until(lambda: parts_done(output) >= aim)  # noqa: B023
+        started.until(lambda: batches_done(output) >= aim)  # noqa: B023
         started.kill()
     run(*words, output=output, devices=after, strategy=strategy, **faults)
     assert digest(output) == expected
@@ -50,9 +50,9 @@ def test_stopped_in_every_way_it_goes_on(slow, faults, tmp_path, strategy):
     words, environ, expected = slow
     output, shape = tmp_path / "run", {"devices": 2, "strategy": strategy}
     for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)):
-        before = parts_done(output)
+        before = batches_done(output)
         started = start(*words, output=output, **shape, **environ)
-        started.until(lambda: parts_done(output) > before)  # noqa: B023
+        started.until(lambda: batches_done(output) > before)  # noqa: B023
         os.kill(started.process.pid, number)
         ended = started.end(within=60)
         assert ended.code == code, ended.said
@@ -67,7 +67,7 @@ def test_a_second_start_is_refused_as_long_as_a_rank_is_at_work(slow, faults, tm
     words, environ, expected = slow
     output, shape = tmp_path / "run", {"devices": 2, "strategy": "replicate"}
     first = start(*words, output=output, **shape, **{**environ, "PAUSE": "1"})
-    first.until(lambda: parts_done(output, rank=1) > 0)
+    first.until(lambda: batches_done(output, rank=1) > 0)
     for devices in (1, 2):
         second = start(*words, output=output, devices=devices, **faults).end()
         assert second.code == 1 and len(second.errors) == 1
