@@ -179,7 +179,8 @@ def lay_out(asked: Asked, config: RunConfig, rows: Chosen | None) -> None:
     _, tables = selected(manifest, complete(manifest, Selection()), catalog, Selection())
     head = find_origin(job.backbone.options.weights, config.ckpt, config.lora).head
     count = write_layout(config.output, asked.foreign, asked.found, job, tables, head)
-    typer.echo(f"written   {count} files predict_predictions_0_N.pt in {config.output}", err=True)
+    files = f"{count:,} {'file' if count == 1 else 'files'} predict_predictions_0_N.pt"
+    typer.echo(f"written   {files} in {config.output}", err=True)
 
 
 def ask(task: str | None, given: dict[str, Any], chosen: dict[str, Any]) -> Asked:
