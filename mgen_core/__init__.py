@@ -31,6 +31,7 @@ from .api import (
 )
 from .errors import InputError, MgenError, PluginError, RowError, RunError, WeightsError
 from .hookspecs import hookimpl
+from .objects import place
 
 if TYPE_CHECKING:
     from .aside import failures
@@ -68,6 +69,7 @@ __all__ = [
     "failures",
     "hookimpl",
     "infer",
+    "place",
     "read",
     "run_task",
 ]

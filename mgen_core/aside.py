@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from .errors import DEFECT, MgenError, PluginError, RunError
 from .manifest import Done, Manifest
+from .objects import place
 from .plan import NOT_FINITE, TOO_LONG, Failure
 from .turns import HINT, OUT_OF_MEMORY
 
@@ -28,7 +29,7 @@ def failures(run: str | Path) -> Iterator[Failure]:
 
     Read as they are asked for. Raises `RunError` for a folder without a run.
     """
-    manifest = Manifest.open(Path(run))
+    manifest = Manifest.open(place(str(run)))
     return set_aside(manifest, manifest.done())
 
 

@@ -7,15 +7,30 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_origin, get_type_hints
 
 from .errors import MgenError
+from .objects import ObjectPath, place
 
 StoredDtype = Literal["float32", "float16", "bfloat16"]
 Precision = Literal["auto", "fp32", "bf16"]
 Strategy = Literal["auto", "replicate", "zero3"]
 Offload = Literal["none", "cpu", "nvme"]
 T = TypeVar("T")
+
+
+class _Placed:
+    """How pydantic makes a path of a text that may be a URL."""
+
+    @staticmethod
+    def __get_pydantic_core_schema__(source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_plain_validator_function(_placed)
+
+
+Place = Annotated[Path, _Placed()]
+"""A path of this machine, or an `ObjectPath`."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +45,7 @@ class RunConfig:
     task: str
     backbone: str
     data: tuple[str, ...]
-    output: Path = Path("predictions")
+    output: Place = Path("predictions")
     weights: str | None = None
     revision: str | None = None
     ckpt: Path | None = None
@@ -164,3 +179,11 @@ def near(name: str, known: set[str]) -> str:
 
     found = difflib.get_close_matches(name, sorted(known), n=1)
     return f"did you mean {found[0]}?" if found else ""
+
+
+def _placed(value: Any) -> Any:
+    if isinstance(value, (Path, ObjectPath)):
+        return value
+    if not isinstance(value, str):
+        raise ValueError("not a path")
+    return place(value)

@@ -61,6 +61,11 @@ def choose_weights(names: Iterable[str]) -> str | None:
 
 
 def _check_place(weights: str) -> None:
+    if "://" in weights:
+        raise WeightsError(
+            f"weights are not read from a URL: {weights}",
+            "copy them to a disk here, then give that",
+        )
     is_hub_id = HUB_ID.fullmatch(weights) and not weights.endswith(FILE_SUFFIXES)
     if not is_hub_id and not weights.startswith("package:"):
         raise WeightsError(

@@ -31,11 +31,12 @@ from .plan import Failure
 FORMAT = 1
 RECORD = "run.json"
 LOCK = "run.lock"
+PARTS = "parts"
 PLAN_FAILURES = "failed/plan.jsonl"
 DIGESTS = ("input", "weights", "head")
 OURS = (
     RECORD,
-    "parts",
+    PARTS,
     "done",
     "failed",
     LOCK,
@@ -113,28 +114,17 @@ class Manifest:
 
     def done(self) -> list[Done]:
         """The parts whose files are there in their full length, in the order of the plan."""
-        last: dict[str, Done] = {}
-        for log in sorted((self.folder / "done").glob("rank-*.jsonl")):
-            for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
-                if part := _done(line):
-                    last[part.file] = part  # a file that was written again is what it was last
-        whole = [part for part in last.values() if self._whole(part)]
+        logged = {part.file: part for part in next(self.tail())}  # as it was written last
+        sizes = storage.sizes(self.folder / PARTS)
+        there = {f"{PARTS}/{file}": size for file, size in sizes.items()}
+        whole = [part for part in logged.values() if there.get(part.file) == part.bytes]
         found = {number: part for part in whole for number in part.batches}
         return list(dict.fromkeys(found[number] for number in sorted(found)))
 
     def tail(self) -> Iterator[list[Done]]:
         """At each step, the lines that came to the done-logs since the one before."""
-        read: dict[Path, int] = {}
-        while True:
-            found = []
-            for log in sorted((self.folder / "done").glob("rank-*.jsonl")):
-                with open(log, "rb") as file:
-                    file.seek(read.get(log, 0))
-                    whole, newline, _ = file.read().rpartition(b"\n")
-                read[log] = read.get(log, 0) + len(whole) + len(newline)
-                lines = whole.decode(errors="replace").splitlines()
-                found += [part for line in lines if (part := _done(line))]
-            yield found
+        for lines in storage.new_lines(self.folder / "done", "rank-*.jsonl"):
+            yield [part for line in lines if (part := _done(line))]
 
     def by_window(self, done: Iterable[Done]) -> Iterator[tuple[int, int, int, list[Done]]]:
         """First row, rows, batches and the parts that are done, of each window."""
@@ -190,7 +180,7 @@ class Manifest:
             "delete the run directory, then start the run again",
         )
         try:
-            with open(path, "rb") as lines:
+            with path.open("rb") as lines:
                 for line in lines:
                     digest.update(line)
                     yield Failure(**json.loads(line))
@@ -198,10 +188,6 @@ class Manifest:
             raise damaged from error
         if digest.hexdigest() != sha256:
             raise damaged
-
-    def _whole(self, part: Done) -> bool:
-        path = self.folder / part.file
-        return path.is_file() and path.stat().st_size == part.bytes
 
 
 def is_ours(name: str) -> bool:

@@ -278,7 +278,7 @@ def _check_dtype(card: WriterCard, manifest: Manifest, catalog: Catalog) -> None
 
 def _check_room(path: Path, done: Sequence[Done]) -> None:
     needed, free = sum(part.bytes for part in done), storage.free_bytes(path)
-    if needed > free:
+    if free is not None and needed > free:
         raise RunError(
             f"{path} needs about {needed / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free",
             "write to another disk with --to, or fewer columns with --columns",

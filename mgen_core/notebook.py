@@ -15,6 +15,7 @@ from .config import make_config
 from .errors import InputError, MgenError
 from .merge import Selection
 from .merge import read as read_merged
+from .objects import place
 from .run import run
 from .screen import Screen
 
@@ -75,7 +76,7 @@ def run_task(
         "options": options or {},
     }
     with tempfile.TemporaryDirectory(prefix="mgen-") as temporary:
-        folder = Path(output) if output is not None else Path(temporary) / "run"
+        folder = place(str(output)) if output is not None else Path(temporary) / "run"
         config = make_config({**values, "output": folder})
         if (config.devices or 1) > 1 or config.hostfile is not None:
             raise MgenError(
@@ -100,7 +101,7 @@ def read(
     are missing.
     """
     selection = Selection(tuple(columns) if columns else None, where, drop_failed)
-    return read_merged(Path(run), catalog or discover(), selection)
+    return read_merged(place(str(run)), catalog or discover(), selection)
 
 
 class MemoryRows(Rows):

@@ -15,7 +15,7 @@ from .errors import RunError
 from .job import Job
 from .manifest import Done, Manifest, write_lines
 from .plan import Batch, Failure
-from .storage import Written
+from .stream import Written
 
 PART_BYTES = 2**26
 

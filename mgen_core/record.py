@@ -19,6 +19,7 @@ from .config import RunConfig
 from .errors import RunError
 from .job import Job
 from .manifest import Manifest
+from .objects import ObjectPath
 from .plan import PlanSettings, Survey
 
 if TYPE_CHECKING:
@@ -53,9 +54,9 @@ def reopen(config: RunConfig, identity: dict[str, Any]) -> Manifest | None:
     Raises `RunError` for a folder with another run, or with files that are not ours.
     """
     folder = config.output
+    storage.remove_temporaries(folder)
     if config.overwrite:
         return None
-    storage.remove_temporaries(folder)
     if not (folder / manifests.RECORD).exists():
         foreign = sorted(path.name for path in folder.iterdir() if not manifests.is_ours(path.name))
         if foreign:
@@ -160,4 +161,4 @@ def _versions() -> dict[str, str]:
 
 
 def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value
+    return str(value) if isinstance(value, (Path, ObjectPath)) else value

@@ -1,8 +1,8 @@
-"""Every call that changes the disk: atomic files, append-only logs, the lock.
+"""Every call that changes a disk or a store: atomic files, append-only logs, the lock.
 
 A file appears under its name only when it is complete and durable: it is written beside it,
 fsynced, renamed, and the folder is fsynced. Nothing else in mgen writes, renames or deletes, and
-here all of it goes through `disk`.
+here all of it goes through `disk`, or for a URL through `objects`.
 """
 
 from __future__ import annotations
@@ -10,16 +10,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import hashlib
 import io
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any, BinaryIO, NamedTuple, cast
+from typing import IO, Any, BinaryIO, Protocol, cast
 
+from . import lease, objects
 from .errors import RunError
+from .objects import ObjectPath
+from .stream import Stream, Written
 
 TEMPORARY = ".tmp"
 SYNCERS = 16
@@ -63,52 +65,29 @@ Write = Callable[[BinaryIO], object]
 """Writes a file that is handed to it, from its start to its end."""
 
 
-class Written(NamedTuple):
-    """A file that is durable: its bytes, and their SHA-256 as `sha256sum` prints it."""
-
-    bytes: int
-    sha256: str
-
-
-class Stream(io.RawIOBase):
-    """A new file, written from its start to its end; what it was given is counted and digested.
-
-    The digest is of what was meant to be written, before any disk saw it.
-    """
+class DiskFile(Stream):
+    """A new file on a disk."""
 
     def __init__(self, path: Path) -> None:
+        super().__init__()
         self._descriptor = disk.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        self._digest = hashlib.sha256()
-        self._bytes = 0
 
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        with memoryview(data).cast("B") as view:
-            taken = disk.write(self._descriptor, view)
-            self._digest.update(view[:taken])
-        self._bytes += taken
-        return taken
-
-    def tell(self) -> int:
-        return self._bytes
+    def take(self, view: memoryview) -> int:
+        return disk.write(self._descriptor, view)
 
     def close(self) -> None:
         if not self.closed:
             super().close()
             disk.close(self._descriptor)
 
-    def written(self) -> Written:
-        """What came of it."""
-        return Written(self._bytes, self._digest.hexdigest())
-
 
 def make_folder(path: Path) -> list[Path]:
     """The folder and its parents, durable; gives those that were not there, innermost first.
 
-    Raises `RunError` where it cannot be.
+    A store has none to make. Raises `RunError` where it cannot be.
     """
+    if isinstance(path, ObjectPath):
+        return []
     try:
         new = [folder for folder in (path, *path.parents) if not folder.exists()]
         for folder in reversed(new):
@@ -132,8 +111,10 @@ def write_all(files: Mapping[Path, Write]) -> dict[Path, Written]:
 
     Files are synced side by side, which a disk does in little more time than it takes for one.
     """
+    if isinstance(path := next(iter(files)), ObjectPath):
+        lease.check(path)
+        return cast("Any", objects.put_all(cast("Any", files)))
     temporaries = {path: path.with_name(f".{path.name}{TEMPORARY}") for path in files}
-    path = next(iter(files))
     try:
         written = {}
         for path, write in files.items():
@@ -159,7 +140,14 @@ def write_text(path: Path, text: str) -> None:
 
 
 def append_lines(path: Path, lines: Sequence[str]) -> None:
-    """Durable lines at the end of a log; a line that was torn by a crash is cut off first."""
+    """Durable lines at the end of a log; a line that was torn by a crash is cut off first.
+
+    On a store they are a file of their own beside it.
+    """
+    if isinstance(path, ObjectPath):
+        lease.check(path)
+        objects.put_lines(path, lines)
+        return
     left = memoryview("".join(f"{line}\n" for line in lines).encode())
     try:
         new = not path.exists()
@@ -177,14 +165,49 @@ def append_lines(path: Path, lines: Sequence[str]) -> None:
         raise disk_error(error, path) from error
 
 
+def new_lines(folder: Path, pattern: str) -> Iterator[list[str]]:
+    """At each step, the whole lines that came to the logs since the one before, in their order."""
+    if isinstance(folder, ObjectPath):
+        for found in objects.new_files(folder, pattern):
+            yield [line for log in found for line in log.decode(errors="replace").splitlines()]
+    read: dict[Path, int] = {}
+    while True:
+        lines: list[str] = []
+        for log in sorted(folder.glob(pattern)):
+            with open(log, "rb") as file:
+                file.seek(read.get(log, 0))
+                whole, newline, _ = file.read().rpartition(b"\n")
+            read[log] = read.get(log, 0) + len(whole) + len(newline)
+            lines += whole.decode(errors="replace").splitlines()
+        yield lines
+
+
+def sizes(folder: Path) -> dict[str, int]:
+    """Path below the folder -> bytes, of each file in it and in the folders below."""
+    if isinstance(folder, ObjectPath):
+        return objects.sizes(folder)
+    found = {}
+    for where, _, names in os.walk(folder, followlinks=True):
+        for name in names:
+            path = Path(where, name)
+            with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                found[path.relative_to(folder).as_posix()] = path.stat().st_size
+    return found
+
+
 def remove_temporaries(folder: Path) -> None:
     """What writers that were killed have left in the folders of the ranks."""
+    if isinstance(folder, ObjectPath):
+        return  # what was not sent to its end is not there
     for path in folder.glob(f"*/rank-*/.*{TEMPORARY}"):
         remove(path)
 
 
 def remove(path: Path) -> None:
     """A file or a folder with all that is in it; nothing when it is not there."""
+    if isinstance(path, ObjectPath):
+        objects.remove(path)
+        return
     try:
         if path.is_dir() and not path.is_symlink():
             for inner in path.iterdir():
@@ -198,8 +221,18 @@ def remove(path: Path) -> None:
         raise disk_error(error, path) from error
 
 
-class Lock:
-    """A lock file that is held: by one process alone, or shared by those of one run."""
+class Lock(Protocol):
+    """A run directory that is held: by one process alone, or shared by those of one run."""
+
+    def share(self) -> None:
+        """Let other processes share it."""
+
+    def alone(self) -> bool:
+        """Whether no other process shares it any more."""
+
+
+class FileLock:
+    """A lock file that is held."""
 
     def __init__(self, file: IO[str]) -> None:
         self._file = file
@@ -227,14 +260,19 @@ class Lock:
 def lock(path: Path, *, shared: bool = False) -> Iterator[Lock]:
     """Hold the lock file; raises `RunError` when another process holds it, or does not share it.
 
-    The kernel drops the lock with the process, so a killed run never leaves one behind.
+    The kernel drops the lock with the process, so a killed run never leaves one behind; on a
+    store, where there is no lock, `lease` does what can be done.
     """
+    if isinstance(path, ObjectPath):
+        with lease.lease(path, shared=shared) as place:
+            yield place
+        return
     try:
         file = open(path, "a+")  # noqa: SIM115 - closed below, errors of opening are told apart
     except OSError as error:
         raise disk_error(error, path) from error
     with file:
-        held = Lock(file)
+        held = FileLock(file)
         try:
             taken = held._take(fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         except OSError as error:  # no locks on this disk
@@ -256,8 +294,10 @@ def lock(path: Path, *, shared: bool = False) -> Iterator[Lock]:
         yield held
 
 
-def free_bytes(path: Path) -> int:
-    """Free space on the disk that holds the path, or would hold it."""
+def free_bytes(path: Path) -> int | None:
+    """Free space on the disk that holds the path, or would hold it; None of a store."""
+    if isinstance(path, ObjectPath):
+        return None
     whole = path.absolute()
     existing = next(folder for folder in (whole, *whole.parents) if folder.exists())
     return shutil.disk_usage(existing).free
@@ -292,7 +332,7 @@ _HINTS = {
 
 
 def _write(path: Path, write: Write) -> Written:
-    stream = Stream(path)
+    stream = DiskFile(path)
     with io.BufferedWriter(stream, BUFFER) as file:
         write(cast("BinaryIO", file))
     return stream.written()

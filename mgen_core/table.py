@@ -15,6 +15,7 @@ from .api import BackboneCard, Reader, ReaderCard, ReaderOptions, Row, Rows
 from .catalog import Catalog
 from .config import RunConfig, checked
 from .errors import InputError, MgenError, PluginError, RowError, defect
+from .objects import is_url, matches
 
 ID_NAMES = ("id",)
 X_NAMES = ("sequence", "sequences", "seq")
@@ -197,7 +198,7 @@ def find_reader(uri: str, catalog: Catalog) -> ReaderCard:
 def _open(uri: str, config: RunConfig, catalog: Catalog) -> Rows:
     card = catalog.find(ReaderCard, config.reader) if config.reader else find_reader(uri, catalog)
     claimed = card.claims is not None and card.claims(uri)
-    if not os.path.exists(uri) and not claimed:
+    if not claimed and not is_url(uri) and not os.path.exists(uri):
         raise InputError(f"no such file: {uri}", "check the path")
     options = _reader_options(card, config)
     with _reading(card, uri):
@@ -218,10 +219,10 @@ def _reader_options(card: ReaderCard, config: RunConfig) -> ReaderOptions:
 def _expanded(uris: Sequence[str]) -> list[str]:
     found = []
     for uri in uris:
-        if os.path.exists(uri) or not glob.has_magic(uri):
+        if not is_url(uri) and (os.path.exists(uri) or not glob.has_magic(uri)):
             found.append(uri)
-        elif matches := sorted(glob.glob(uri, recursive=True)):
-            found.extend(matches)
+        elif matching := matches(uri) if is_url(uri) else sorted(glob.glob(uri, recursive=True)):
+            found.extend(matching)
         else:
             raise InputError(f"nothing matches {uri}", "check the pattern")
     return found

@@ -7,13 +7,19 @@ from typing import Annotated, Optional
 
 import typer
 
+from ..objects import place
 from . import options as o
 
 
 def merge(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run directory.")],
+    run: o.RunFolder,
     to: Annotated[
-        Optional[Path], typer.Option(help="The file to write. Default: RUN.parquet, beside RUN.")
+        Optional[Path],
+        typer.Option(
+            parser=place,
+            metavar="FILE|URL",
+            help="The file to write. Default: RUN.parquet, beside RUN.",
+        ),
     ] = None,
     format: Annotated[
         Optional[str], typer.Option(help="Its format, where the suffix does not tell.")

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from ..errors import MgenError
+from ..objects import place
 
 INPUT, MODEL, OUTPUT, RUN, RANKS = "Input", "Model", "Output", "Run", "Several processes"
 
@@ -63,7 +64,7 @@ class OnError(str, Enum):
 
 Data = Annotated[
     Optional[list[str]],
-    typer.Argument(metavar="DATA...", help="Files, globs or Hugging Face datasets."),
+    typer.Argument(metavar="DATA...", help="Files, globs, URLs or Hugging Face datasets."),
 ]
 Backbone = Annotated[
     Optional[str],
@@ -120,8 +121,16 @@ Limit = Annotated[
 Output = Annotated[
     Optional[Path],
     typer.Option(
-        "--output", "-o", help="The run directory. Default: predictions.", rich_help_panel=OUTPUT
+        "--output",
+        "-o",
+        parser=place,
+        metavar="DIR|URL",
+        help="The run directory. Default: predictions.",
+        rich_help_panel=OUTPUT,
     ),
+]
+RunFolder = Annotated[
+    Path, typer.Argument(metavar="RUN", parser=place, help="The run directory, or its URL.")
 ]
 Writer = Annotated[
     Optional[str],

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from ..errors import MgenError
+from ..objects import place
 from . import classes
 from .classes import WRITER, choices, own_name
 from .merging import Block
@@ -38,7 +38,7 @@ def output_of(writer: Mapping[str, Any]) -> dict[str, Any]:
     if form not in (None, *FILETYPES):
         raise MgenError(f"PredictionWriter has no filetype {form!r}", choices(str(form), FILETYPES))
     folder = writer.get("output_dir")
-    return {"output": Path(str(folder)) if folder else None, "writer": form}
+    return {"output": place(str(folder)) if folder else None, "writer": form}
 
 
 def training_callbacks(callbacks: Sequence[Block]) -> list[str]:

@@ -19,10 +19,10 @@ from .source import (
     LONGEST,
     digest,
     lines,
-    local_file,
     no_twins,
     not_utf8,
     opened,
+    readable,
     reading,
 )
 
@@ -41,7 +41,7 @@ class DelimitedReader(Reader):
         self.delimiter = delimiter
 
     def open(self, uri: str) -> Rows:
-        return DelimitedRows(local_file(uri), self.delimiter)
+        return DelimitedRows(readable(uri), self.delimiter)
 
 
 class DelimitedRows(Rows):

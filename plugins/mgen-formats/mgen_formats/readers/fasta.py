@@ -9,14 +9,14 @@ from typing import Any
 
 from mgen_core import InputError, Reader, Rows
 
-from .source import LONGEST, chunked, digest, lines, local_file, opened, reading, too_long
+from .source import LONGEST, chunked, digest, lines, opened, readable, reading, too_long
 
 
 class FastaReader(Reader):
     """Opens FASTA files, plain or compressed."""
 
     def open(self, uri: str) -> Rows:
-        return FastaRows(local_file(uri))
+        return FastaRows(readable(uri))
 
 
 class FastaRows(Rows):

@@ -11,7 +11,7 @@ from typing import Any
 
 from mgen_core import InputError, Reader, RowError, Rows
 
-from .source import chunked, digest, lines, local_file
+from .source import chunked, digest, lines, readable
 
 LOOK_AHEAD = 1000  # lines whose keys are the columns
 MOST_KEYS = 100_000
@@ -22,7 +22,7 @@ class JsonLinesReader(Reader):
     """Opens files of one JSON object a line, plain or compressed."""
 
     def open(self, uri: str) -> Rows:
-        return JsonLinesRows(local_file(uri))
+        return JsonLinesRows(readable(uri))
 
 
 class JsonLinesRows(Rows):

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from mgen_core import Reader, Rows
 
 from .arrow import chunk
-from .source import CHUNK_BYTES, chunk_rows, digest, local_file, no_twins, reading
+from .source import CHUNK_BYTES, chunk_rows, digest, handle, no_twins, readable, reading
 
 # Without pre-buffering and with small reads, no whole row group comes into memory.
 LEAN = {"pre_buffer": False, "buffer_size": 1 << 20}
@@ -23,7 +23,7 @@ class ParquetReader(Reader):
     """Opens parquet files."""
 
     def open(self, uri: str) -> Rows:
-        return ParquetRows(local_file(uri))
+        return ParquetRows(readable(uri))
 
 
 class ParquetRows(Rows):
@@ -31,12 +31,12 @@ class ParquetRows(Rows):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with reading(path), pq.ParquetFile(path) as file:
+        with reading(path), pq.ParquetFile(handle(path)) as file:
             self.columns = no_twins(path, file.schema_arrow.names)
             self.length = file.metadata.num_rows
 
     def chunks(self, columns: Sequence[str]) -> Iterator[Mapping[str, Sequence[Any]]]:
-        with reading(self.path), pq.ParquetFile(self.path, **LEAN) as file:
+        with reading(self.path), pq.ParquetFile(handle(self.path), **LEAN) as file:
             usual = chunk_rows(file.metadata.num_rows, _size(file, columns))
             texts = [name for name in columns if _is_text(file.schema_arrow.field(name).type)]
             for group in range(file.num_row_groups):
@@ -47,7 +47,7 @@ class ParquetRows(Rows):
 
     def _longest(self, group: int, texts: Sequence[str]) -> int:
         """Bytes of the longest text that the group holds once and may repeat in every row."""
-        with pq.ParquetFile(self.path, read_dictionary=list(texts), **LEAN) as file:
+        with pq.ParquetFile(handle(self.path), read_dictionary=list(texts), **LEAN) as file:
             first = next(file.iter_batches(1, row_groups=[group], columns=list(texts)), ())
         found = [column.dictionary for column in first if pa.types.is_dictionary(column.type)]
         return max((pc.max(pc.binary_length(texts)).as_py() or 0 for texts in found), default=0)

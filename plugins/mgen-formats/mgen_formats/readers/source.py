@@ -1,4 +1,4 @@
-"""One local file as a source of rows: checked, decompressed, cut into chunks, fingerprinted."""
+"""One file as a source of rows: checked, decompressed, cut into chunks, fingerprinted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from mgen_core import InputError
+from mgen_core import InputError, place
 
 CHUNK_ROWS = 4096
 CHUNK_BYTES = 32 << 20  # rows may be chromosomes: a chunk is bounded in bytes as well
@@ -22,9 +22,9 @@ COMPRESSION = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 BOM = b"\xef\xbb\xbf"
 
 
-def local_file(uri: str) -> Path:
+def readable(uri: str) -> Path:
     """The path of a file that can be read. Raises `InputError` for anything else."""
-    path = Path(uri)
+    path = place(uri)
     try:
         with path.open("rb"):
             return path
@@ -54,10 +54,15 @@ def not_utf8(path: Path) -> InputError:
     return InputError(f"{path} is not UTF-8 text", hint)
 
 
+def handle(path: Path) -> str | io.BufferedReader:
+    """What Arrow reads: a file of this machine it opens by itself."""
+    return str(path) if isinstance(path, Path) else path.open("rb")
+
+
 def opened(path: Path) -> io.BufferedReader:
     """The file's bytes, decompressed as its suffix says, without a byte order mark."""
     packed = COMPRESSION.get(path.suffix.lower())
-    stream = io.BufferedReader(pa.input_stream(str(path), compression=packed), 1 << 20)
+    stream = io.BufferedReader(pa.input_stream(handle(path), compression=packed), 1 << 20)
     if stream.peek(len(BOM)).startswith(BOM):
         stream.read(len(BOM))
     return stream

@@ -1,0 +1,476 @@
+"""Files on an object store, named by a URL that fsspec knows: `s3://bucket/folder/file`.
+
+A store has no rename and no append. A file is put whole: it is there when the store has all of
+it, or not at all. What the store answers with an error is asked again a few times, then told.
+fsspec is imported when the first URL is met, not before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
+
+from .errors import MgenError, RunError, told
+from .stream import Stream, Written
+
+T = TypeVar("T")
+
+AT_ONCE = 16  # requests
+BLOCK = 8 << 20  # is read ahead
+SMALL = 64 << 20  # is sent in one request, and again where that fails; the rest in pieces of it
+BUFFER = 1 << 20
+WAITS_S = (0.5, 1.0, 2.0)
+"""Before each further try."""
+PATIENCE_S = 20.0
+"""After so long there is no further try: the file system has tried again by itself already."""
+LOOK_S = 5.0
+"""At most so often a store is asked what is new in its logs."""
+
+AGAIN = "check the network and the store; the same command goes on where this one stopped"
+
+
+class Facts(NamedTuple):
+    """What a store knows of a file. `modified`: seconds by the store's own clock, if it tells."""
+
+    st_size: int
+    modified: float | None
+
+
+class ObjectPath:
+    """A path on an object store: the part of `pathlib.Path` that mgen uses.
+
+    Unlike with fsspec's own `exists`, a store that does not answer is an error, not a no: a run
+    that was not found would be begun anew.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.scheme, _, key = url.partition("://")
+        self.key = PurePosixPath(key)
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.key}"
+
+    def __repr__(self) -> str:
+        return f"ObjectPath({str(self)!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ObjectPath) and str(self) == str(other)
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+    def __lt__(self, other: ObjectPath) -> bool:
+        return str(self) < str(other)
+
+    def __truediv__(self, name: str | PurePosixPath) -> ObjectPath:
+        return ObjectPath(f"{self}/{name}")
+
+    @property
+    def name(self) -> str:
+        return self.key.name
+
+    @property
+    def stem(self) -> str:
+        return self.key.stem
+
+    @property
+    def suffix(self) -> str:
+        return self.key.suffix
+
+    @property
+    def parent(self) -> ObjectPath:
+        return ObjectPath(f"{self.scheme}://{self.key.parent}")
+
+    def with_name(self, name: str) -> ObjectPath:
+        return self.parent / name
+
+    def relative_to(self, other: ObjectPath) -> PurePosixPath:
+        return self.key.relative_to(other.key)
+
+    def resolve(self) -> ObjectPath:
+        return self
+
+    absolute = resolve
+
+    def exists(self) -> bool:
+        return self._info() is not None
+
+    def is_file(self) -> bool:
+        return (self._info() or {}).get("type") == "file"
+
+    def is_dir(self) -> bool:
+        return (self._info() or {}).get("type") == "directory"
+
+    def stat(self) -> Facts:
+        info = self._info()
+        if info is None:
+            raise _no_such(self)
+        return _facts(info)
+
+    def iterdir(self) -> Iterator[ObjectPath]:
+        return (self / name for name in sorted(listed(self)))
+
+    def glob(self, pattern: str) -> Iterator[ObjectPath]:
+        """Those right in this folder."""
+        return (path for path in self.iterdir() if fnmatch(path.name, pattern))
+
+    def rglob(self, pattern: str) -> Iterator[ObjectPath]:
+        """The files in this folder and those below it."""
+        found = (self / name for name in sorted(sizes(self)))
+        return (path for path in found if fnmatch(path.name, pattern))
+
+    def read_bytes(self) -> bytes:
+        return bytes(ask("read", self, lambda store, key: store.cat_file(key)))
+
+    def read_text(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        return self.read_bytes().decode(encoding, errors)
+
+    def open(self, mode: str = "rb") -> io.BufferedReader:
+        """Its bytes, read ahead as they are asked for."""
+        if mode != "rb":
+            raise ValueError(f"mode {mode!r}: files on a store are written through `storage`")
+        return io.BufferedReader(_Reading(self), BUFFER)
+
+    def _info(self) -> dict[str, Any] | None:
+        with contextlib.suppress(FileNotFoundError):
+            return cast("dict[str, Any]", ask("read", self, lambda store, key: store.info(key)))
+        return None
+
+
+def place(text: str) -> Path:
+    """What the user typed as a path: of this machine, or a URL's.
+
+    The latter is an `ObjectPath`, which looks like a `Path` to all but `storage`. Raises
+    `MgenError` for a URL of a kind that nothing here can open.
+    """
+    scheme, colon, rest = str(text).partition("://")
+    if not colon:
+        return Path(text)
+    if scheme in ("file", "local"):
+        return Path(rest)
+    _check(scheme, str(text))
+    return cast("Path", ObjectPath(str(text)))
+
+
+def is_url(text: str) -> bool:
+    """Whether it is a URL, and no path of this machine."""
+    return "://" in text
+
+
+def matches(url: str) -> list[str]:
+    """The files that a URL with `*` or `[...]` stands for, sorted; itself where it has none."""
+    path = place(url)
+    if not isinstance(path, ObjectPath) or not any(sign in url for sign in "*["):
+        return [url]
+    if path.exists():
+        return [url]
+
+    def found(store: Any, key: str) -> list[str]:
+        return sorted(store.unstrip_protocol(name) for name in store.glob(key))
+
+    return ask("read", path, found)
+
+
+# --------------------------------------------------------------------------- asking
+
+
+def ask(verb: str, path: ObjectPath, question: Callable[[Any, str], T]) -> T:
+    """What the store answers; `question` gets its file system and the path there.
+
+    It may be asked more than once. Raises `FileNotFoundError` when the file to read is not there,
+    and `RunError` for all else.
+    """
+    began = time.monotonic()
+    for wait in (*WAITS_S, None):
+        try:
+            return question(*_store(path))
+        except MgenError:
+            raise
+        except Exception as error:
+            if isinstance(error, FileNotFoundError) and verb == "read":
+                raise _no_such(path) from error
+            if wait is None or _final(error) or time.monotonic() - began > PATIENCE_S:
+                raise store_error(verb, path, error) from error
+            time.sleep(wait)
+    raise AssertionError("the last try returns or raises")
+
+
+def _no_such(path: ObjectPath) -> FileNotFoundError:
+    return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+
+
+def store_error(verb: str, path: ObjectPath, error: Exception) -> RunError:
+    """What the store said, in the user's words."""
+    reason = getattr(error, "strerror", None) or (isinstance(error, OSError) and str(error))
+    hint = AGAIN
+    if isinstance(error, PermissionError) or "Credential" in type(error).__name__:
+        hint = f"check the credentials of {path.scheme}://, and what they may do there"
+    elif isinstance(error, FileNotFoundError):
+        hint = "check the name: a bucket must be there, folders in it need not"
+    elif _final(error):
+        hint = "choose another place"
+    reason = str(reason or told(error)).splitlines()[0]
+    return RunError(f"cannot {verb} {path}: {reason:.200}", hint)
+
+
+_FINAL = (
+    FileNotFoundError,
+    PermissionError,
+    FileExistsError,
+    IsADirectoryError,
+    NotADirectoryError,
+    NotImplementedError,
+    ImportError,
+    TypeError,
+    ValueError,
+)
+
+
+def _final(error: Exception) -> bool:
+    """Whether another try would end alike."""
+    return isinstance(error, _FINAL) or "Credential" in type(error).__name__
+
+
+def _store(path: ObjectPath) -> tuple[Any, str]:
+    from fsspec.core import url_to_fs
+
+    # What other processes have put there must be seen: nothing is remembered.
+    store, key = url_to_fs(str(path), use_listings_cache=False)
+    store.invalidate_cache()
+    return store, key
+
+
+def _check(scheme: str, url: str) -> None:
+    from fsspec import get_filesystem_class
+    from fsspec.registry import known_implementations
+
+    try:
+        get_filesystem_class(scheme)
+    except ValueError as error:
+        hint = "known are s3://, gs://, hf://, az:// and others of fsspec"
+        raise MgenError(f"{url}: nothing here opens {scheme}://", hint) from error
+    except ImportError as error:
+        package = known_implementations.get(scheme, {}).get("class", "fsspec").partition(".")[0]
+        hint = f"pip install {package}" if package != "fsspec" else str(error)
+        raise MgenError(f"{url}: what opens {scheme}:// is not installed", hint) from error
+
+
+# --------------------------------------------------------------------------- what is there
+
+
+def listed(folder: ObjectPath) -> dict[str, dict[str, Any]]:
+    """Name -> what the store knows of each file and folder right in the folder; none if it is not.
+
+    One request for a thousand.
+    """
+    try:
+        found = ask("read", folder, lambda store, key: store.ls(key, detail=True))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    named = {PurePosixPath(info["name"]).name: info for info in found}
+    named.pop(folder.name, None)  # the mark of an empty folder
+    return named
+
+
+def sizes(folder: ObjectPath) -> dict[str, int]:
+    """Path below the folder -> bytes of each file in it and in the folders below."""
+    found = {}
+    for name, info in listed(folder).items():
+        if info["type"] == "directory":
+            inner = sizes(folder / name)
+            found.update({f"{name}/{below}": size for below, size in inner.items()})
+        else:
+            found[name] = int(info["size"])
+    return found
+
+
+def facts(folder: ObjectPath) -> dict[str, Facts]:
+    """Name -> what is known of each file right in the folder."""
+    return {n: _facts(info) for n, info in listed(folder).items() if info["type"] == "file"}
+
+
+def _facts(info: Mapping[str, Any]) -> Facts:
+    names = ("LastModified", "mtime", "last_modified", "updated", "created")
+    when = next((info[name] for name in names if info.get(name)), None)
+    if isinstance(when, str):
+        when = datetime.fromisoformat(when.replace("Z", "+00:00"))
+    if isinstance(when, datetime):
+        when = when.timestamp()
+    return Facts(int(info.get("size") or 0), when)
+
+
+def new_files(folder: ObjectPath, pattern: str) -> Iterator[list[bytes]]:
+    """At each step the files that came to the folder since the one before, oldest first."""
+    seen: set[str] = set()
+    looked = float("-inf")
+    while True:
+        if time.monotonic() - looked < LOOK_S:
+            yield []
+            continue
+        there = facts(folder)
+        fresh = [name for name in there if name not in seen and fnmatch(name, pattern)]
+        fresh.sort(key=lambda name: (there[name].modified or 0.0, name))
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            found = list(pool.map(lambda name: (folder / name).read_bytes(), fresh))
+        seen.update(fresh)
+        looked = time.monotonic()
+        yield found
+
+
+class _Reading(io.RawIOBase):
+    """An object that is read. Bytes that do not come are asked for again, or told."""
+
+    def __init__(self, path: ObjectPath) -> None:
+        self._path = path
+        self._file = ask("read", path, self._opened)
+
+    def _opened(self, store: Any, key: str) -> Any:
+        if store.info(key)["type"] == "directory":
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(self._path))
+        return store.open(key, "rb", block_size=BLOCK, cache_type="readahead")
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return bool(self._file.seekable())
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def readinto(self, buffer: Any) -> int:
+        found = ask("read", self._path, lambda *_: self._read(len(buffer)))
+        buffer[: len(found)] = found
+        return len(found)
+
+    def _read(self, most: int) -> bytes:
+        before = self._file.tell()
+        found = bytes(self._file.read(most))
+        size = self._file.size
+        if size is not None and len(found) < min(most, size - before):
+            self._file.seek(before)
+            raise OSError(f"{len(found):,} bytes came at {before:,} of {size:,}")
+        return found
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            self._file.close()
+
+
+# --------------------------------------------------------------------------- putting
+
+
+class Upload(Stream):
+    """A new object. Until `finish` it is not there, nor is it when that fails."""
+
+    def __init__(self, path: ObjectPath) -> None:
+        super().__init__()
+        self._path = path
+        self._held = bytearray()
+        self._file: Any = None
+        self._over = False
+
+    def take(self, view: memoryview) -> int:
+        if self._over:
+            return len(view)
+        if self._file is None and len(self._held) + len(view) > SMALL:
+            self._file = ask("write", self._path, self._opened)
+            self._send(bytes(self._held))
+            self._held.clear()
+        if self._file is None:
+            self._held += view
+        else:
+            self._send(bytes(view))
+        return len(view)
+
+    def finish(self) -> Written:
+        """Give it its name, and see that all of it is there."""
+        if self._file is None:
+            ask("write", self._path, lambda store, key: store.pipe_file(key, bytes(self._held)))
+        else:
+            self._try(self._file.close)
+        self._over = True
+        self._held.clear()
+        size = int(ask("write", self._path, lambda store, key: store.info(key)["size"]))
+        if size != self._bytes:
+            raise RunError(f"{self._path} has {size:,} of {self._bytes:,} bytes", AGAIN)
+        return self.written()
+
+    def discard(self) -> None:
+        """Leave nothing of it."""
+        file, self._file = self._file, None
+        self._over = True
+        self._held.clear()
+        if file is not None:
+            # A file of fsspec that is closed, even by the end of its life, is completed.
+            with contextlib.suppress(Exception):
+                file.discard()
+            with contextlib.suppress(Exception):
+                file.closed = True
+
+    def _opened(self, store: Any, key: str) -> Any:
+        return store.open(key, "wb", block_size=SMALL)
+
+    def _send(self, data: bytes) -> None:
+        self._try(lambda: self._file.write(data))
+
+    def _try(self, call: Callable[[], object]) -> None:
+        try:
+            call()
+        except Exception as error:
+            raise store_error("write", self._path, error) from error
+
+
+def put_all(files: Mapping[ObjectPath, Callable[[BinaryIO], object]]) -> dict[ObjectPath, Written]:
+    """New objects: on return all are there, whole. What was there under their names is replaced."""
+    uploads = {path: Upload(path) for path in files}
+    try:
+        for path, write in files.items():
+            with io.BufferedWriter(uploads[path], BUFFER) as file:
+                write(cast("BinaryIO", file))
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            return dict(zip(files, pool.map(Upload.finish, uploads.values())))
+    except BaseException:
+        for upload in uploads.values():
+            upload.discard()
+        raise
+
+
+def put_lines(log: ObjectPath, lines: Sequence[str]) -> None:
+    """Lines of a log, as an object of their own beside it: `log-<drawn by lot>.jsonl`.
+
+    The name is one that no other process writes, nor this one twice.
+    """
+    path = log.with_name(f"{log.stem}-{secrets.token_hex(6)}{log.suffix}")
+    text = "".join(f"{line}\n" for line in lines).encode()
+    put_all({path: lambda file: file.write(text)})
+
+
+def remove(path: ObjectPath) -> None:
+    """A file, or all in a folder; nothing when it is not there."""
+    below: Iterable[str] = sizes(path)
+    files = [path / name for name in below] or [path]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(_remove_file, files))
+
+
+def _remove_file(path: ObjectPath) -> None:
+    def gone(store: Any, key: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            store.rm_file(key)
+
+    ask("write", path, gone)
