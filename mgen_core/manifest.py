@@ -47,6 +47,9 @@ OURS = (
 )
 """Names, or patterns of them, of all that mgen leaves in a run directory; the record first."""
 
+WRITTEN = (*OURS, PLAN_FAILURES, "*/rank-*/*")
+"""Likewise of the files that it writes there."""
+
 
 @dataclass(frozen=True)
 class Done:

@@ -54,7 +54,7 @@ def reopen(config: RunConfig, identity: dict[str, Any]) -> Manifest | None:
     Raises `RunError` for a folder with another run, or with files that are not ours.
     """
     folder = config.output
-    storage.remove_temporaries(folder)
+    storage.remove_temporaries(folder, manifests.WRITTEN)
     if config.overwrite:
         return None
     if not (folder / manifests.RECORD).exists():

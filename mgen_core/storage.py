@@ -13,7 +13,7 @@ import fcntl
 import io
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Protocol, cast
@@ -195,12 +195,14 @@ def sizes(folder: Path) -> dict[str, int]:
     return found
 
 
-def remove_temporaries(folder: Path) -> None:
-    """What writers that were killed have left in the folders of the ranks."""
+def remove_temporaries(folder: Path, names: Iterable[str]) -> None:
+    """What writers that were killed have left of files of these names, or patterns of names."""
     if isinstance(folder, ObjectPath):
         return  # what was not sent to its end is not there
-    for path in folder.glob(f"*/rank-*/.*{TEMPORARY}"):
-        remove(path)
+    for name in names:
+        inner = Path(name)
+        for path in folder.glob(str(inner.with_name(f".{inner.name}{TEMPORARY}"))):
+            remove(path)
 
 
 def remove(path: Path) -> None:
