@@ -433,6 +433,7 @@ def test_lora_has_the_usual_values_of_its_family(translated):
          {"strategy": "replicate"}),
         ({"strategy": {"class_path": "lightning.pytorch.strategies.FSDPStrategy",
                        "init_args": {"sharding_strategy": "FULL_SHARD"}}}, {}),
+        ({"strategy": "modelgenerator.distributed.MyFSDPStrategy"}, {}),
         ({"limit_predict_batches": 1.0}, {}),
         ({"limit_predict_batches": 2}, {"limit": 256}),
         ({"fast_dev_run": True}, {"limit": 128}),

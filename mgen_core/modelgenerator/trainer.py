@@ -97,7 +97,7 @@ def _devices(given: Any) -> int | None:
 def _strategy(given: Any, notes: list[str]) -> str | None:
     path = str(given.get("class_path") if isinstance(given, Mapping) else given or "auto")
     name = path.rpartition(".")[2].removesuffix("Strategy").lower()
-    kind = next((kind for kind in STRATEGIES if name.startswith(kind)), None)
+    kind = next((kind for kind in STRATEGIES if kind in name), None)  # fsdp of any make
     if kind is None:
         raise MgenError(f"no strategy {path!r}", choices(name, STRATEGIES))
     if STRATEGIES[kind]:
