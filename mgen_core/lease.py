@@ -19,7 +19,8 @@ import threading
 from collections.abc import Iterator
 
 from .errors import RunError
-from .objects import ObjectPath, facts, put_all, remove
+from .objects import ObjectPath, facts
+from .upload import put_all, remove
 
 STALE_S = float(os.environ.get("MGEN_LEASE_SECONDS", "60"))
 """After so long without a sign of life a process counts as gone."""

@@ -1,7 +1,5 @@
 """Files on an object store, named by a URL that fsspec knows: `s3://bucket/folder/file`.
 
-A store has no rename and no append. A file is put whole: it is there when the store has all of
-it, or not at all. What the store answers with an error is asked again a few times, then told.
 fsspec is imported when the first URL is met, not before.
 """
 
@@ -11,32 +9,21 @@ import contextlib
 import errno
 import io
 import os
-import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, cast
 
-from .errors import MgenError, RunError, told
-from .stream import Stream, Written
-
-T = TypeVar("T")
+from .asking import ask, check_scheme, no_such
 
 AT_ONCE = 16  # requests
 BLOCK = 8 << 20  # is read ahead
-SMALL = 64 << 20  # is sent in one request, and again where that fails; the rest in pieces of it
 BUFFER = 1 << 20
-WAITS_S = (0.5, 1.0, 2.0)
-"""Before each further try."""
-PATIENCE_S = 20.0
-"""After so long there is no further try: the file system has tried again by itself already."""
 LOOK_S = 5.0
 """At most so often a store is asked what is new in its logs."""
-
-AGAIN = "check the network and the store; the same command goes on where this one stopped"
 
 
 class Facts(NamedTuple):
@@ -114,7 +101,7 @@ class ObjectPath:
     def stat(self) -> Facts:
         info = self._info()
         if info is None:
-            raise _no_such(self)
+            raise no_such(self)
         return _facts(info)
 
     def iterdir(self) -> Iterator[ObjectPath]:
@@ -158,7 +145,7 @@ def place(text: str) -> Path:
         return Path(text)
     if scheme in ("file", "local"):
         return Path(rest)
-    _check(scheme, str(text))
+    check_scheme(scheme, str(text))
     return cast("Path", ObjectPath(str(text)))
 
 
@@ -179,90 +166,6 @@ def matches(url: str) -> list[str]:
         return sorted(store.unstrip_protocol(name) for name in store.glob(key))
 
     return ask("read", path, found)
-
-
-# --------------------------------------------------------------------------- asking
-
-
-def ask(verb: str, path: ObjectPath, question: Callable[[Any, str], T]) -> T:
-    """What the store answers; `question` gets its file system and the path there.
-
-    It may be asked more than once. Raises `FileNotFoundError` when the file to read is not there,
-    and `RunError` for all else.
-    """
-    began = time.monotonic()
-    for wait in (*WAITS_S, None):
-        try:
-            return question(*_store(path))
-        except MgenError:
-            raise
-        except Exception as error:
-            if isinstance(error, FileNotFoundError) and verb == "read":
-                raise _no_such(path) from error
-            if wait is None or _final(error) or time.monotonic() - began > PATIENCE_S:
-                raise store_error(verb, path, error) from error
-            time.sleep(wait)
-    raise AssertionError("the last try returns or raises")
-
-
-def _no_such(path: ObjectPath) -> FileNotFoundError:
-    return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-
-
-def store_error(verb: str, path: ObjectPath, error: Exception) -> RunError:
-    """What the store said, in the user's words."""
-    reason = getattr(error, "strerror", None) or (isinstance(error, OSError) and str(error))
-    hint = AGAIN
-    if isinstance(error, PermissionError) or "Credential" in type(error).__name__:
-        hint = f"check the credentials of {path.scheme}://, and what they may do there"
-    elif isinstance(error, FileNotFoundError):
-        hint = "check the name: a bucket must be there, folders in it need not"
-    elif _final(error):
-        hint = "choose another place"
-    reason = str(reason or told(error)).splitlines()[0]
-    return RunError(f"cannot {verb} {path}: {reason:.200}", hint)
-
-
-_FINAL = (
-    FileNotFoundError,
-    PermissionError,
-    FileExistsError,
-    IsADirectoryError,
-    NotADirectoryError,
-    NotImplementedError,
-    ImportError,
-    TypeError,
-    ValueError,
-)
-
-
-def _final(error: Exception) -> bool:
-    """Whether another try would end alike."""
-    return isinstance(error, _FINAL) or "Credential" in type(error).__name__
-
-
-def _store(path: ObjectPath) -> tuple[Any, str]:
-    from fsspec.core import url_to_fs
-
-    # What other processes have put there must be seen: nothing is remembered.
-    store, key = url_to_fs(str(path), use_listings_cache=False)
-    store.invalidate_cache()
-    return store, key
-
-
-def _check(scheme: str, url: str) -> None:
-    from fsspec import get_filesystem_class
-    from fsspec.registry import known_implementations
-
-    try:
-        get_filesystem_class(scheme)
-    except ValueError as error:
-        hint = "known are s3://, gs://, hf://, az:// and others of fsspec"
-        raise MgenError(f"{url}: nothing here opens {scheme}://", hint) from error
-    except ImportError as error:
-        package = known_implementations.get(scheme, {}).get("class", "fsspec").partition(".")[0]
-        hint = f"pip install {package}" if package != "fsspec" else str(error)
-        raise MgenError(f"{url}: what opens {scheme}:// is not installed", hint) from error
 
 
 # --------------------------------------------------------------------------- what is there
@@ -369,108 +272,3 @@ class _Reading(io.RawIOBase):
         if not self.closed:
             super().close()
             self._file.close()
-
-
-# --------------------------------------------------------------------------- putting
-
-
-class Upload(Stream):
-    """A new object. Until `finish` it is not there, nor is it when that fails."""
-
-    def __init__(self, path: ObjectPath) -> None:
-        super().__init__()
-        self._path = path
-        self._held = bytearray()
-        self._file: Any = None
-        self._over = False
-
-    def take(self, view: memoryview) -> int:
-        if self._over:
-            return len(view)
-        if self._file is None and len(self._held) + len(view) > SMALL:
-            self._file = ask("write", self._path, self._opened)
-            self._send(bytes(self._held))
-            self._held.clear()
-        if self._file is None:
-            self._held += view
-        else:
-            self._send(bytes(view))
-        return len(view)
-
-    def finish(self) -> Written:
-        """Give it its name, and see that all of it is there."""
-        if self._file is None:
-            ask("write", self._path, lambda store, key: store.pipe_file(key, bytes(self._held)))
-        else:
-            self._try(self._file.close)
-        self._over = True
-        self._held.clear()
-        size = int(ask("write", self._path, lambda store, key: store.info(key)["size"]))
-        if size != self._bytes:
-            raise RunError(f"{self._path} has {size:,} of {self._bytes:,} bytes", AGAIN)
-        return self.written()
-
-    def discard(self) -> None:
-        """Leave nothing of it."""
-        file, self._file = self._file, None
-        self._over = True
-        self._held.clear()
-        if file is not None:
-            # A file of fsspec that is closed, even by the end of its life, is completed.
-            with contextlib.suppress(Exception):
-                file.discard()
-            with contextlib.suppress(Exception):
-                file.closed = True
-
-    def _opened(self, store: Any, key: str) -> Any:
-        return store.open(key, "wb", block_size=SMALL)
-
-    def _send(self, data: bytes) -> None:
-        self._try(lambda: self._file.write(data))
-
-    def _try(self, call: Callable[[], object]) -> None:
-        try:
-            call()
-        except Exception as error:
-            raise store_error("write", self._path, error) from error
-
-
-def put_all(files: Mapping[ObjectPath, Callable[[BinaryIO], object]]) -> dict[ObjectPath, Written]:
-    """New objects: on return all are there, whole. What was there under their names is replaced."""
-    uploads = {path: Upload(path) for path in files}
-    try:
-        for path, write in files.items():
-            with io.BufferedWriter(uploads[path], BUFFER) as file:
-                write(cast("BinaryIO", file))
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            return dict(zip(files, pool.map(Upload.finish, uploads.values())))
-    except BaseException:
-        for upload in uploads.values():
-            upload.discard()
-        raise
-
-
-def put_lines(log: ObjectPath, lines: Sequence[str]) -> None:
-    """Lines of a log, as an object of their own beside it: `log-<drawn by lot>.jsonl`.
-
-    The name is one that no other process writes, nor this one twice.
-    """
-    path = log.with_name(f"{log.stem}-{secrets.token_hex(6)}{log.suffix}")
-    text = "".join(f"{line}\n" for line in lines).encode()
-    put_all({path: lambda file: file.write(text)})
-
-
-def remove(path: ObjectPath) -> None:
-    """A file, or all in a folder; nothing when it is not there."""
-    below: Iterable[str] = sizes(path)
-    files = [path / name for name in below] or [path]
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        list(pool.map(_remove_file, files))
-
-
-def _remove_file(path: ObjectPath) -> None:
-    def gone(store: Any, key: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            store.rm_file(key)
-
-    ask("write", path, gone)

@@ -2,7 +2,7 @@
 
 A file appears under its name only when it is complete and durable: it is written beside it,
 fsynced, renamed, and the folder is fsynced. Nothing else in mgen writes, renames or deletes, and
-here all of it goes through `disk`, or for a URL through `objects`.
+here all of it goes through `disk`, or for a URL through `upload`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Protocol, cast
 
-from . import lease, objects
+from . import lease, objects, upload
 from .errors import RunError
 from .objects import ObjectPath
 from .stream import Stream, Written
@@ -113,7 +113,7 @@ def write_all(files: Mapping[Path, Write]) -> dict[Path, Written]:
     """
     if isinstance(path := next(iter(files)), ObjectPath):
         lease.check(path)
-        return cast("Any", objects.put_all(cast("Any", files)))
+        return cast("Any", upload.put_all(cast("Any", files)))
     temporaries = {path: path.with_name(f".{path.name}{TEMPORARY}") for path in files}
     try:
         written = {}
@@ -146,7 +146,7 @@ def append_lines(path: Path, lines: Sequence[str]) -> None:
     """
     if isinstance(path, ObjectPath):
         lease.check(path)
-        objects.put_lines(path, lines)
+        upload.put_lines(path, lines)
         return
     left = memoryview("".join(f"{line}\n" for line in lines).encode())
     try:
@@ -208,7 +208,7 @@ def remove_temporaries(folder: Path, names: Iterable[str]) -> None:
 def remove(path: Path) -> None:
     """A file or a folder with all that is in it; nothing when it is not there."""
     if isinstance(path, ObjectPath):
-        objects.remove(path)
+        upload.remove(path)
         return
     try:
         if path.is_dir() and not path.is_symlink():

@@ -52,9 +52,10 @@ class Faulty:
 
     def __call__(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         with self.lock:
-            if not self.only or environ["REQUEST_METHOD"] == self.only:
-                self.count += 1
-            now = self.fault != "none" and self.at <= self.count < self.at + self.length
+            counts = self.only in ("", environ["REQUEST_METHOD"])
+            self.count += counts
+            now = counts and self.at <= self.count < self.at + self.length
+            now = now and self.fault != "none"
             self.faults += now
             fault = self.fault if now else "none"
         return self._answer(fault, environ, start)

@@ -12,7 +12,7 @@ import toy
 from fsspec.config import conf
 from remote.bucket import READ_TIMEOUT_S, Faulty, serving
 
-from mgen_core import lease, objects
+from mgen_core import asking, lease
 from mgen_core.catalog import Catalog
 
 NUMBERS = itertools.count()
@@ -46,7 +46,7 @@ def bucket(server: tuple[str, Faulty], monkeypatch: pytest.MonkeyPatch) -> str:
         monkeypatch.setenv(name, value)
     monkeypatch.setitem(conf, "s3", {"config_kwargs": {"read_timeout": READ_TIMEOUT_S}})
     monkeypatch.setattr("s3fs.S3FileSystem.retries", 1)
-    monkeypatch.setattr(objects, "WAITS_S", (0.001, 0.001))
+    monkeypatch.setattr(asking, "WAITS_S", (0.001, 0.001))
     server[1].heal()
     name = f"bucket-{next(NUMBERS)}"
     fsspec.filesystem("s3", use_listings_cache=False).mkdir(name)

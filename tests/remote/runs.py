@@ -35,7 +35,8 @@ def go(data: str | Path, output: str | Path, catalog: Catalog, **settings: Any) 
 
 def merged(run: str | Path, to: str | Path, catalog: Catalog) -> bytes:
     """The bytes of the merged file."""
-    return Path(merge(place(str(run)), place(str(to)), catalog, Selection()).path).read_bytes()
+    merge(place(str(run)), place(str(to)), catalog, Selection())
+    return place(str(to)).read_bytes()
 
 
 def acknowledged(run: str) -> dict[str, str]:
