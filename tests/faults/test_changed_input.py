@@ -45,7 +45,7 @@ def edited(place, text):
 def test_rows_that_changed_since_they_were_planned_are_not_computed(
     tmp_path, catalog, monkeypatch, later, batches
 ):
-    tiny.small_windows(monkeypatch)
+    tiny.make_small(monkeypatch)
     run = tmp_path / "run"
     with pytest.raises(InputError, match="was changed while mgen was reading it") as caught:
         tiny.start("rows", run, catalog, rows=Changing(BEFORE, later))
@@ -63,7 +63,7 @@ def test_rows_that_changed_before_they_were_planned_are_not_mixed_with_others(
     tmp_path, catalog, monkeypatch
 ):
     """The digest is taken first: it may be of rows that nobody planned."""
-    tiny.small_windows(monkeypatch)
+    tiny.make_small(monkeypatch)
     run, later = tmp_path / "run", edited(1, "FFGA")
     tiny.start("rows", run, catalog, rows=Changing(later, later))
     with pytest.raises(RunError, match="its plan differs"):
