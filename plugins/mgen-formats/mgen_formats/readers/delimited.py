@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import secrets
+import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from .source import (
 )
 
 # A row must fit into a block. Small blocks are fast (cache); longer rows start over with the next.
-BLOCKS = (1 << 20, 32 << 20, LONGEST)
+BLOCKS = (1 << 20, 4 << 20, 16 << 20, 64 << 20, LONGEST)
 LONG_ROW = "straddl"  # Arrow's word for a row longer than the block
 
 OPEN_QUOTE = "a quote is opened and never closed"
@@ -121,39 +123,75 @@ def _attempt(
         strings_can_be_null=nulls,
         quoted_strings_can_be_null=False,
     )
-    closed = False
-    # Closed with the stream: Arrow reads ahead in a thread, which must not outlive either.
-    with (
-        opened(path) as stream,
-        arrow_csv.open_csv(
-            _Ended(stream, f"\n{delimiter.join([last] * width)}\n".encode()),
-            read_options=arrow_csv.ReadOptions(use_threads=False, block_size=block),
-            parse_options=arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-            convert_options=convert,
-        ) as table,
-    ):
-        for batch in table:
-            closed = closed or (batch.num_rows > 0 and batch.column(0)[-1].as_py() == last)
-            yield batch.slice(0, batch.num_rows - closed)
-    if not closed:
+    tail = f"\n{delimiter.join([last] * width)}\n".encode()
+    ended = False
+    with opened(path) as stream, _OnDemand(stream, tail) as source:
+        with source.asked():
+            table = arrow_csv.open_csv(
+                source,
+                read_options=arrow_csv.ReadOptions(use_threads=False, block_size=block),
+                parse_options=arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+                convert_options=convert,
+            )
+        with table:
+            while (batch := _next(table, source)) is not None:
+                ended = ended or (batch.num_rows > 0 and batch.column(0)[-1].as_py() == last)
+                yield batch.slice(0, batch.num_rows - ended)
+    if not ended:
         raise pa.ArrowInvalid(OPEN_QUOTE)
 
 
-class _Ended(io.RawIOBase):
-    """A stream followed by a few more bytes."""
+def _next(table: arrow_csv.CSVStreamingReader, source: _OnDemand) -> pa.RecordBatch | None:
+    with source.asked():
+        try:
+            return table.read_next_batch()
+        except StopIteration:
+            return None
+
+
+class _OnDemand(io.RawIOBase):
+    """A stream followed by a few more bytes, read while somebody waits for them.
+
+    Arrow's thread would read 32 blocks ahead, however long, and go on after the table is closed.
+    """
 
     def __init__(self, stream: io.BufferedReader, tail: bytes) -> None:
         self._stream = stream
         self._tail = tail
+        self._wanted = threading.Event()
+        self._ended = threading.Event()
+        self._over = False
 
     def readable(self) -> bool:
         return True
 
     def read(self, size: int = -1) -> bytes:
-        block = self._stream.read(size)
+        self._wanted.wait()
+        block = b"" if self._over else self._stream.read(size)
         left = size - len(block)
         block, self._tail = block + self._tail[:left], self._tail[left:]
+        if self._over or not block:
+            self._ended.set()
+            return b""
         return block
+
+    @contextmanager
+    def asked(self) -> Iterator[None]:
+        """While it is open the thread may read; a block that it has begun it may finish."""
+        self._wanted.set()
+        try:
+            yield
+        finally:
+            self._wanted.clear()
+
+    def close(self) -> None:
+        if not self._over:
+            self._over = True
+            self._wanted.set()
+            # An interpreter that ends while the thread copies a block would abort. A thread that
+            # rests, since it is far ahead, never comes back.
+            self._ended.wait(timeout=10)
+            super().close()
 
 
 def _fault(path: Path, delimiter: str, reason: str) -> InputError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +32,17 @@ class ParquetRows(Rows):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with reading(path), pq.ParquetFile(handle(path)) as file:
+        with _reading(path), pq.ParquetFile(handle(path)) as file:
             self.columns = no_twins(path, file.schema_arrow.names)
             self.length = file.metadata.num_rows
 
     def chunks(self, columns: Sequence[str]) -> Iterator[Mapping[str, Sequence[Any]]]:
-        with reading(self.path), pq.ParquetFile(handle(self.path), **LEAN) as file:
-            usual = chunk_rows(file.metadata.num_rows, _size(file, columns))
+        with _reading(self.path), pq.ParquetFile(handle(self.path), **LEAN) as file:
             texts = [name for name in columns if _is_text(file.schema_arrow.field(name).type)]
             for group in range(file.num_row_groups):
+                # Of all columns: damaged sizes of single ones make Arrow abort the process.
+                told = file.metadata.row_group(group)
+                usual = chunk_rows(told.num_rows, told.total_byte_size)
                 rows = min(usual, CHUNK_BYTES // max(1, self._longest(group, texts)) or 1)
                 read = {"columns": list(columns), "use_threads": False}
                 for batch in file.iter_batches(rows, row_groups=[group], **read):
@@ -56,16 +59,16 @@ class ParquetRows(Rows):
         return digest(self.path)
 
 
-def _size(file: pq.ParquetFile, columns: Sequence[str]) -> int:
-    """Bytes of the named columns, decompressed."""
-    groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
-    leaves = [group.column(number) for group in groups for number in range(group.num_columns)]
-    wanted = tuple(f"{name}." for name in columns)
-    return sum(
-        leaf.total_uncompressed_size
-        for leaf in leaves
-        if f"{leaf.path_in_schema}.".startswith(wanted)
-    )
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """`reading`, and what Cython makes of the exceptions that Arrow's C++ forgot to catch."""
+    with reading(path):
+        try:
+            yield
+        except pa.ArrowException:
+            raise
+        except (ArithmeticError, IndexError, MemoryError, RuntimeError) as error:
+            raise pa.ArrowInvalid(str(error)) from error
 
 
 def _is_text(of: pa.DataType) -> bool:
