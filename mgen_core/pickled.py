@@ -117,7 +117,9 @@ STORAGES: Mapping[str, torch.dtype | None] = {
     "torch.ShortStorage": torch.int16,
     "torch.storage.UntypedStorage": None,
 }
-DTYPES = {str(kind): kind for kind in vars(torch).values() if isinstance(kind, torch.dtype)}
+# No others: a view of quantised numbers ends the process.
+LATER = (torch.uint16, torch.uint32, torch.uint64, torch.float8_e4m3fn, torch.float8_e5m2)
+DTYPES = {str(kind): kind for kind in (*STORAGES.values(), *LATER) if kind is not None}
 SCALARS = (str, int, float, bool, type(None))
 
 
