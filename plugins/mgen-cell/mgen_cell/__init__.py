@@ -1,0 +1,1 @@
+"""Single-cell models and files for mgen."""

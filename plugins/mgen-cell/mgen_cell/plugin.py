@@ -1,0 +1,78 @@
+"""Cards of GenBio's cell models and of files of counts: nothing heavy is imported here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mgen_core import Backbone, BackboneCard, Reader, ReaderCard, ReaderOptions, hookimpl
+
+from .options import CellOptions, GeneOptions
+
+GENBIO = "GenBio AI Community License (see the model card)"
+
+
+def load_cell(card: BackboneCard, options: CellOptions) -> Backbone:
+    """AIDO.Cell."""
+    from .backbone import CellBackbone
+
+    return CellBackbone(card, options)
+
+
+def _cell(name: str, width: int, millions: int, model: str) -> BackboneCard:
+    return BackboneCard(
+        name=name,
+        summary="Encoder of cells, a token for each of 19,264 human genes",
+        modality="cell",
+        load=load_cell,
+        width=width,
+        licence=GENBIO,
+        weights=(f"genbio-ai/{model}",),
+        parameters=millions * 10**6,
+        options=CellOptions,
+    )
+
+
+CARDS = (
+    _cell("aido_cell_3m", 128, 4, "AIDO.Cell-3M"),
+    _cell("aido_cell_10m", 256, 11, "AIDO.Cell-10M"),
+    _cell("aido_cell_100m", 640, 99, "AIDO.Cell-100M"),
+    _cell("aido_cell_650m", 1280, 651, "AIDO.Cell-650M"),
+)
+
+
+def _h5ad(card: ReaderCard, options: GeneOptions) -> Reader:
+    from .readers.anndata import AnnDataReader
+
+    return AnnDataReader(card, options)
+
+
+def _tenx(card: ReaderCard, options: GeneOptions) -> Reader:
+    from .readers.tenx import TenXReader
+
+    return TenXReader(card, options)
+
+
+def _counts(card: ReaderCard, options: ReaderOptions) -> Reader:
+    from .readers.counts import CountsReader
+
+    return CountsReader(card, options)
+
+
+READERS = (
+    ReaderCard("h5ad", "AnnData, streamed", _h5ad, suffixes=(".h5ad",), options=GeneOptions),
+    ReaderCard("10x", "10x Genomics HDF5", _tenx, suffixes=(".h5",), options=GeneOptions),
+    # csv is a format of sequences, too: this one is asked for by name.
+    ReaderCard("counts", "csv or tsv of counts: a line a cell, a column a gene", _counts),
+)
+
+
+@hookimpl
+def mgen_backbones() -> Sequence[BackboneCard]:
+    """The backbones of cells that ModelGenerator names."""
+    return CARDS
+
+
+@hookimpl
+def mgen_readers() -> Sequence[ReaderCard]:
+    """Files of counts."""
+    return READERS

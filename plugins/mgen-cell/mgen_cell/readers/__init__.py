@@ -1,0 +1,1 @@
+"""Files of counts, read a few cells at a time."""

@@ -1,0 +1,183 @@
+"""Files of counts, read as they are written by AnnData, Cell Ranger and people."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mgen_cell.plugin import READERS
+from mgen_cell.readers import matrix
+from typer.testing import CliRunner
+
+import mgen_core
+from mgen_core import InputError, RowError, Rows
+from mgen_core.cli import app
+
+NAMES = [f"GENE{number}" for number in range(30)]  # of the model in conftest
+GENES = ["A", "B", "C", "D"]
+COUNTS = np.array([[0, 1, 0, 2], [0, 0, 0, 0], [3, 0, 0, 4], [5, 6, 7, 8]], dtype=np.float32)
+Write = Callable[[h5py.Group, Any, str], None]
+
+
+def open_rows(path: Path, reader: str = "h5ad", **options: Any) -> Rows:
+    card = next(card for card in READERS if card.name == reader)
+    return card.load(card, card.options(**options)).open(str(path))
+
+
+def table_of(rows: Rows, column: str = "X") -> list[list[float]]:
+    cells = [cell for chunk in rows.chunks([column]) for cell in chunk[column]]
+    return [np.bincount(c.places, c.counts, len(c.genes.names)).tolist() for c in cells]
+
+
+def test_the_plugin_is_light() -> None:
+    heavy = {"torch", "numpy", "pyarrow", "h5py"}
+    code = f"import sys, mgen_cell.plugin; print(*sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+@pytest.mark.parametrize("kind", ["csr", "csc", "dense"])
+def test_every_kind_of_matrix_is_the_same_table(
+    kind: str, h5ad: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = open_rows(h5ad(COUNTS, GENES, kind))
+    assert table_of(rows) == COUNTS.tolist()
+    assert table_of(rows, "layers/doubled") == (COUNTS * 2).tolist()
+    # Blocks of a few numbers and rows: the same in many pieces.
+    monkeypatch.setattr(matrix, "BLOCK", 2)
+    monkeypatch.setattr(matrix, "MOST_ROWS", 1)
+    assert table_of(rows) == COUNTS.tolist()
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 3), min_size=3, max_size=3), min_size=1, max_size=9),
+    st.integers(1, 7),
+    st.sampled_from(["csr", "csc"]),
+)
+def test_blocks_hold_every_row_once(
+    write_sparse: Write, counts: list[list[int]], block: int, kind: str
+) -> None:
+    with h5py.File.in_memory() as file, pytest.MonkeyPatch.context() as patch:
+        write_sparse(file.create_group("X"), np.array(counts), kind)
+        patch.setattr(matrix, "BLOCK", block)
+        patch.setattr(matrix, "MOST_ROWS", 2)
+        found = [row for b in matrix.open_matrix(file["X"], "X").blocks() for row in b]
+    assert [np.bincount(*pair, 3).tolist() for pair in found] == counts
+
+
+def test_columns_of_cells_come_along(h5ad: Callable[..., Path]) -> None:
+    rows = open_rows(h5ad(COUNTS, GENES, ids=["007", "b", "c", "d"]))
+    assert rows.length == 4 and rows.default_x == "X" and rows.default_id == "obs_names"
+    (chunk,) = rows.chunks(["X", "obs_names", "kind"])
+    assert chunk["obs_names"] == ["007", "b", "c", "d"]
+    assert chunk["kind"] == [None, "B", "T", None]
+
+
+def test_genes_are_named_by_the_index_or_a_column(h5ad: Callable[..., Path]) -> None:
+    path = h5ad(COUNTS, ["ENSG1", "ENSG2", "ENSG3", "ENSG4"], feature_name=GENES)
+
+    def names(**options: Any) -> Any:
+        return next(iter(open_rows(path, **options).chunks(["X"])))["X"][0].genes.names
+
+    assert names() == ["ENSG1", "ENSG2", "ENSG3", "ENSG4"]
+    assert names(gene_col="feature_name") == GENES
+    with pytest.raises(InputError, match="no column 'symbol'") as caught:
+        names(gene_col="symbol")
+    assert "feature_name" in caught.value.hint
+
+
+def test_10x_antibodies_are_no_genes(tmp_path: Path, write_sparse: Write) -> None:
+    path = tmp_path / "matrix.h5"
+    with h5py.File(path, "w") as file:
+        write_sparse(file.create_group("matrix"), COUNTS, "csr")
+        file["matrix/barcodes"] = [f"AAAC-{number}" for number in range(4)]
+        file["matrix/features/name"] = ["CD4", "CD8A", "CD4", "TP53"]
+        file["matrix/features/id"] = ["ENSG1", "ENSG2", "CD4_TotalSeq", "ENSG4"]
+        kinds = ["Gene Expression", "Gene Expression", "Antibody Capture", "Gene Expression"]
+        file["matrix/features/feature_type"] = kinds
+    rows = open_rows(path, "10x")
+    (chunk,) = rows.chunks(["X", "obs_names"])
+    assert table_of(rows) == COUNTS.tolist()
+    assert chunk["X"][0].genes.names == ["CD4", "CD8A", "", "TP53"]
+    assert chunk["obs_names"][3] == "AAAC-3"
+
+
+def test_csv_of_counts(tmp_path: Path) -> None:
+    path = tmp_path / "counts.csv"
+    path.write_text(",A,B\nc0,1,2\n\nc1,x,0\nc2,1\nc3,0,4\n")
+    rows = open_rows(path, "counts")
+    (chunk,) = rows.chunks(["obs_names", "X"])
+    good = [cell.counts.tolist() for cell in chunk["X"] if not isinstance(cell, RowError)]
+    assert good == [[1, 2], [4]]
+    assert [str(cell) for cell in chunk["X"][1:3]] == [
+        "a count is no number",
+        "2 columns, the first line has 3",
+    ]
+    assert list(chunk["obs_names"]) == ["c0", "c1", "c2", "c3"]
+
+
+def damage(path: Path, name: str, values: Any) -> None:
+    with h5py.File(path, "r+") as file:
+        del file[name]
+        file[name] = values
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "what"),
+    [
+        ("X/indices", np.array([9] * 8), "outside of its shape"),
+        ("X/indices", np.array([-1] * 8), "outside of its shape"),
+        ("X/indices", np.array([1] * 7), "do not fit"),
+        ("X/indptr", np.array([0, 9, 2, 4, 8]), "does not fit"),
+        ("X/indptr", np.array([0, 2, 8]), "do not fit"),
+        ("X/data", np.array(["a"] * 8, dtype="S1"), "not hold numbers"),
+        ("var/_index", ["A", "B"], "obs and var are 4 x 2"),
+        ("X", np.zeros(3), "1 dimensions"),
+    ],
+)
+def test_a_file_that_is_not_sound_is_refused(
+    name: str, values: Any, what: str, h5ad: Callable[..., Path]
+) -> None:
+    path = h5ad(COUNTS, GENES)
+    damage(path, name, values)
+    with pytest.raises(InputError, match=what):
+        table_of(open_rows(path))
+
+
+def test_what_is_no_hdf5_or_not_there_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5ad"
+    with pytest.raises(InputError, match="No such file"):
+        open_rows(path)
+    path.write_text("no")
+    with pytest.raises(InputError, match="not a whole HDF5 file"):
+        open_rows(path)
+
+
+def test_digest_follows_the_content(h5ad: Callable[..., Path]) -> None:
+    before = open_rows(h5ad(COUNTS, GENES)).digest()
+    assert open_rows(h5ad(COUNTS + 1, GENES)).digest() != before
+
+
+def test_from_a_file_of_cells_to_a_table(
+    weights: Path, h5ad: Callable[..., Path], tmp_path: Path
+) -> None:
+    draw = np.random.default_rng(1)
+    counts = draw.poisson(0.5, (6, 30))
+    counts[2] = 0
+    path = h5ad(counts, NAMES, "csc")
+    words = ["embed", str(path), "--backbone", "aido_cell_3m", "--weights", str(weights)]
+    words += ["--output", str(tmp_path / "run"), "--x-col", "layers/doubled"]
+    done = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    table = mgen_core.read(tmp_path / "run")
+    assert table["id"].to_pylist() == [f"cell-{number}" for number in range(6)]
+    assert [e is None for e in table["error"].to_pylist()] == [n != 2 for n in range(6)]
+    assert [e is None for e in table["embedding"].to_pylist()] == [n == 2 for n in range(6)]
