@@ -20,13 +20,16 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from . import storage
 from .errors import RunError
 from .plan import Failure
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 FORMAT = 1
 RECORD = "run.json"
@@ -34,6 +37,8 @@ LOCK = "run.lock"
 PARTS = "parts"
 PLAN_FAILURES = "failed/plan.jsonl"
 DIGESTS = ("input", "weights", "head")
+MOST_BATCHES = 10**8
+MOST_ROWS = 10**7  # of a window
 OURS = (
     RECORD,
     PARTS,
@@ -75,6 +80,11 @@ class Done:
     tokens: int = 0
     limit: int | None = None
 
+    def __post_init__(self) -> None:
+        told = Path(self.failures or "")
+        if not self.batches or told.is_absolute() or ".." in told.parts:
+            raise ValueError("no line of ours")
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -91,13 +101,16 @@ class Manifest:
             record = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise RunError(f"no run in {folder}", "give the folder that --output named") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise RunError(f"cannot read {path}: {error}", "restore the file") from error
-        if record.get("format") != FORMAT:
+        form = record.get("format") if isinstance(record, dict) else None
+        if form != FORMAT:
             raise RunError(
-                f"{path} has format {record.get('format')!r}, this mgen reads {FORMAT}",
+                f"{path} has format {form!r:.40}, this mgen reads {FORMAT}",
                 "use the mgen that made the run",
             )
+        if fault := _fault(record):
+            raise RunError(f"{path} is damaged: {fault}", "restore the file")
         return cls(folder, record)
 
     @property
@@ -187,7 +200,7 @@ class Manifest:
                 for line in lines:
                     digest.update(line)
                     yield Failure(**json.loads(line))
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise damaged from error
         if digest.hexdigest() != sha256:
             raise damaged
@@ -225,12 +238,86 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def _done(line: str) -> Done | None:
+    from pydantic import ValidationError
+
     try:
-        facts = json.loads(line)
-        return Done(**{**facts, "batches": tuple(facts["batches"])})
+        found: Done = _shape(Done).validate_json(line)
     # A line torn by a crash: its part was not acknowledged and is computed again.
-    except (ValueError, TypeError, KeyError):
+    except ValidationError:
         return None
+    return found
+
+
+@dataclass(frozen=True)
+class _Plan:
+    rows: int
+    failed: int
+    failures_sha256: str
+    digest: str
+    batches: int
+    windows: list[tuple[int, int, int, int]]
+
+    def __post_init__(self) -> None:
+        if self.batches > MOST_BATCHES or any(rows > MOST_ROWS for _, rows, *_ in self.windows):
+            raise ValueError("more than any run has")
+
+
+@dataclass(frozen=True)
+class _Identity:
+    task: str
+    backbone: str
+    input: str
+    dtype: str
+    weights: Any
+
+    def __post_init__(self) -> None:
+        "".join(
+            map(str, vars(self).values())
+        ).encode()  # goes into the merged file, and half a character cannot
+
+
+@dataclass(frozen=True)
+class _Config:
+    writer: str
+
+
+@dataclass(frozen=True)
+class _Versions:
+    mgen: str
+
+    def __post_init__(self) -> None:
+        self.mgen.encode()
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What is read of `run.json`."""
+
+    identity: _Identity
+    command: list[str]
+    directory: str
+    config: _Config
+    versions: _Versions
+    plan: _Plan
+
+
+def _fault(record: dict[str, Any]) -> str:
+    """What is wrong with a record that may come from anywhere; nothing where it is sound."""
+    from pydantic import ValidationError
+
+    try:
+        _shape(_Record).validate_python(record)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        return f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
+    return ""
+
+
+@cache
+def _shape(kind: type[Any]) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
 
 
 def _short(value: Any) -> str:
