@@ -48,6 +48,14 @@ def nodes(session: nox.Session) -> None:
 
 
 @nox.session
+def fuzz(session: nox.Session) -> None:
+    """A coverage-guided fuzzer, a process and a minute for each reader: `-- SECONDS TARGET...`."""
+    install(session, "tests")
+    session.run("pip", "install", "--quiet", "--only-binary=:all:", "atheris", success_codes=[0, 1])
+    session.run("python", "tests/fuzz/guided.py", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Style, and the direction of dependencies."""
     session.install("-c", "constraints.txt", *tools("lint"))  # reads the source, runs nothing
