@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib.metadata
 import os
+import re
 import time
 import traceback
 from collections.abc import Iterable
@@ -28,6 +29,8 @@ KINDS: dict[str, type[Any]] = {
     "reader": ReaderCard,
     "writer": WriterCard,
 }
+NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
+SUFFIX = re.compile(r"(\.\w+)+", re.ASCII)
 C = TypeVar("C", BackboneCard, TaskCard, ReaderCard, WriterCard)
 
 
@@ -146,7 +149,16 @@ def _cards(module: Any) -> Iterable[Card]:
             for card in cards:
                 if not isinstance(card, cls):
                     raise PluginError(f"mgen_{kind}s gave {card!r:.60}, not a {cls.__name__}")
+                _check_name(card)
                 yield card
+
+
+def _check_name(card: Card) -> None:
+    """Names are typed and printed; a writer's suffix becomes part of names of files."""
+    if not NAME.fullmatch(card.name):
+        raise PluginError(f"{card.name!r:.60} is no name: use letters, digits, and . _ - within")
+    if isinstance(card, WriterCard) and not SUFFIX.fullmatch(card.suffix):
+        raise PluginError(f"{card.suffix!r:.60} is no suffix: write it as .txt")
 
 
 def _cause(error: BaseException) -> str:

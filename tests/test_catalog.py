@@ -20,6 +20,14 @@ def plugin(name, *cards):
     return SimpleNamespace(__name__=name, mgen_backbones=mgen_backbones)
 
 
+def writer_plugin(name, *cards):
+    @hookimpl
+    def mgen_writers():
+        return list(cards)
+
+    return SimpleNamespace(__name__=name, mgen_writers=mgen_writers)
+
+
 def broken(name, error):
     @hookimpl
     def mgen_backbones():
@@ -68,6 +76,20 @@ def test_a_card_of_the_wrong_kind_is_a_problem():
     task = TaskCard("embed", "", load=lambda *_: None)
     catalog = Catalog.of(plugin("odd", task))
     assert "not a BackboneCard" in catalog.plugins[0].problem
+
+
+@pytest.mark.parametrize("name", ["../../x", "a/b", "", ".hidden", "a b", "a\n", "\x1b[31m", "ä"])
+def test_a_name_that_could_lead_elsewhere_is_a_problem(name):
+    catalog = Catalog.of(plugin("a", backbone(name)))
+    assert "is no name" in catalog.plugins[0].problem and not catalog.offers(BackboneCard)
+
+
+@pytest.mark.parametrize("suffix", ["/../../x", "x", ".", "", ".a/b", ".a\0"])
+def test_a_suffix_that_could_lead_elsewhere_is_a_problem(suffix):
+    card = WriterCard("w", suffix, "A format", load=lambda card: None)
+    catalog = Catalog.of(plugin("a", backbone("good")), writer_plugin("b", card))
+    assert "is no suffix" in catalog.plugins[1].problem
+    assert [offer.card.name for offer in catalog.offers(BackboneCard)] == ["good"]
 
 
 def test_an_unknown_hook_asks_for_a_newer_mgen():
