@@ -20,7 +20,7 @@ from collections.abc import Iterator
 
 from .errors import RunError
 from .objects import ObjectPath, facts
-from .upload import put_all, remove
+from .upload import put_all, remove_file
 
 STALE_S = float(os.environ.get("MGEN_LEASE_SECONDS", "60"))
 """After so long without a sign of life a process counts as gone."""
@@ -56,7 +56,7 @@ class Lease:
         self._put()
         others = [name for name in self._others() if not shared or name.startswith(ALONE)]
         if others:
-            remove(self.path)
+            remove_file(self.path)
             who = others[0].partition("-")[2].rpartition("-")[0]
             raise RunError(
                 f"another mgen ({who}) is at work in {self.folder.parent}",
@@ -71,7 +71,7 @@ class Lease:
             alone = self.path
             self._kind = SHARED
             self._put()
-            remove(alone)
+            remove_file(alone)
 
     def alone(self) -> bool:
         """Whether no other process shares it any more."""
@@ -92,7 +92,7 @@ class Lease:
         if self._renewal.is_alive():
             self._renewal.join()
         with contextlib.suppress(RunError):  # it grows old by itself
-            remove(self.path)
+            remove_file(self.path)
 
     def _put(self) -> None:
         put_all({self.path: lambda file: file.write(b"at work\n")})
@@ -105,7 +105,7 @@ class Lease:
         alive = []
         for name, (_, renewed) in sorted(there.items()):
             if now and renewed and now - renewed > STALE_S:
-                remove(self.folder / name)
+                remove_file(self.folder / name)
             else:
                 alive.append(name)
         return alive

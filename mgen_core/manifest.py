@@ -213,7 +213,8 @@ def is_ours(name: str) -> bool:
 
 def ours(folder: Path) -> list[Path]:
     """All that mgen has left in a run directory; the record first."""
-    return [path for pattern in OURS for path in folder.glob(pattern)]
+    there = list(folder.iterdir())
+    return [path for name in OURS for path in there if fnmatch(path.name, name)]
 
 
 def write_lines(lines: Iterable[str], file: BinaryIO) -> None:

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, cast
+from typing import IO, Any, NamedTuple, cast
 
 from .asking import ask, check_scheme, no_such
 
@@ -122,11 +122,19 @@ class ObjectPath:
     def read_text(self, encoding: str = "utf-8", errors: str = "strict") -> str:
         return self.read_bytes().decode(encoding, errors)
 
-    def open(self, mode: str = "rb") -> io.BufferedReader:
-        """Its bytes, read ahead as they are asked for."""
-        if mode != "rb":
+    def open(
+        self,
+        mode: str = "r",
+        buffering: int = BUFFER,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+    ) -> IO[Any]:
+        """Its bytes or text, read ahead as they are asked for."""
+        if mode not in ("r", "rt", "rb"):
             raise ValueError(f"mode {mode!r}: files on a store are written through `storage`")
-        return io.BufferedReader(_Reading(self), BUFFER)
+        content = io.BufferedReader(_Reading(self), buffering)
+        return content if mode == "rb" else io.TextIOWrapper(content, encoding, errors, newline)
 
     def _info(self) -> dict[str, Any] | None:
         with contextlib.suppress(FileNotFoundError):
@@ -238,9 +246,10 @@ class _Reading(io.RawIOBase):
         self._file = ask("read", path, self._opened)
 
     def _opened(self, store: Any, key: str) -> Any:
-        if store.info(key)["type"] == "directory":
+        file = store.open(key, "rb", block_size=BLOCK, cache_type="readahead")
+        if getattr(file, "details", {}).get("type") == "directory":
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(self._path))
-        return store.open(key, "rb", block_size=BLOCK, cache_type="readahead")
+        return file
 
     def readable(self) -> bool:
         return True

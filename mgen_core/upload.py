@@ -112,10 +112,12 @@ def remove(path: ObjectPath) -> None:
     below: Iterable[str] = sizes(path)
     files = [path / name for name in below] or [path]
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        list(pool.map(_remove_file, files))
+        list(pool.map(remove_file, files))
 
 
-def _remove_file(path: ObjectPath) -> None:
+def remove_file(path: ObjectPath) -> None:
+    """A file, which may be gone already."""
+
     def gone(store: Any, key: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             store.rm_file(key)
