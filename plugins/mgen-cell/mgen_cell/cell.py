@@ -30,3 +30,10 @@ class Cell(NamedTuple):
     genes: Genes
     places: Array
     counts: Array
+
+
+class Neighbourhood(NamedTuple):
+    """A cell, then those around it, nearest first; `xy` (cells, 2) float64: where they are."""
+
+    cells: tuple[Cell, ...]
+    xy: Array

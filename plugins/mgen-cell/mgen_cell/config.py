@@ -25,6 +25,8 @@ DEFAULTS: Mapping[str, Any] = {
     "mask_token_id": -1,
 }
 
+TURNED = "cellspatialfoundation"  # of two axes of rotary positions
+
 
 @dataclass(frozen=True)
 class Config:
@@ -57,6 +59,8 @@ def parse(fields: Mapping[str, Any], model_type: str) -> Config:
     width, heads = read.size("hidden_size"), read.size("num_attention_heads")
     if width % heads:
         read.reject("num_attention_heads", f"it must divide hidden_size, {width}")
+    if model_type == TURNED and width // heads % 4:
+        read.reject("num_attention_heads", "features of a head must be a multiple of 4 to turn")
     return Config(
         width=width,
         depth=read.size("num_hidden_layers"),

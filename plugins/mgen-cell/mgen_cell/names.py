@@ -32,6 +32,7 @@ LAYER: Mapping[str, tuple[str, ...]] = {
 
 COPY = r"cls\.predictions\.decoder\.bias"  # of cls.predictions.bias
 ALL_OF_HEAD = r"cls\..*"
+TABLES = r".*\.rotary_emb\.inv_freq"  # computed anew
 
 
 def published(name: str, keys: Collection[str]) -> list[str]:

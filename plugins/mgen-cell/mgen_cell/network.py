@@ -7,13 +7,31 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from itertools import islice
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import Config
+from .rotary import Turn, rotate
+
+
+class Way(NamedTuple):
+    """How tokens attend: turned by their places, and each to those of its own row.
+
+    `lengths` of the rows that lie end to end; None: each of the B is one row.
+    """
+
+    turn: Turn | None = None
+    lengths: tuple[int, ...] | None = None
+
+    def cast(self, dtype: torch.dtype) -> Way:
+        """With angles in the dtype of the arithmetic."""
+        return self if self.turn is None else Way(self.turn.to(dtype), self.lengths)
+
+
+STRAIGHT = Way()
 
 
 def norm(config: Config) -> nn.Module:
@@ -55,12 +73,17 @@ class Attention(nn.Module):
         self.output = nn.Linear(config.width, config.width, bias=config.bias)
         self.heads = config.heads
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, way: Way) -> Tensor:
         """(B, S, D) to (B, S, D)."""
         heads = self.qkv(x).unflatten(-1, (3, self.heads, -1)).transpose(1, 3)  # (B, A, 3, S, d)
         query, key, value = heads.unbind(2)
-        mixed = F.scaled_dot_product_attention(query, key, value)
-        return cast(Tensor, self.output(mixed.transpose(1, 2).flatten(2)))
+        if way.turn is not None:
+            query, key = rotate(query, way.turn), rotate(key, way.turn)
+        lengths = way.lengths or x.shape[1:2]
+        pieces = zip(*(part.split(tuple(lengths), dim=2) for part in (query, key, value)))
+        mixed = [F.scaled_dot_product_attention(*piece) for piece in pieces]
+        joined = mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=2)
+        return cast(Tensor, self.output(joined.transpose(1, 2).flatten(2)))
 
 
 class GatedMLP(nn.Module):
@@ -87,9 +110,9 @@ class Block(nn.Module):
         self.mlp_norm = norm(config)
         self.mlp = GatedMLP(config)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, way: Way) -> Tensor:
         """(B, S, D) to (B, S, D)."""
-        x = self.attention(self.attention_norm(x)).add_(x)
+        x = self.attention(self.attention_norm(x), way).add_(x)
         return cast(Tensor, self.mlp(self.mlp_norm(x)).add_(x))
 
 
@@ -110,16 +133,21 @@ class ExpressionHead(nn.Module):
 class CellNetwork(nn.Module):
     """Values and positions, blocks, final norm and, where logits are wanted, the head."""
 
-    def __init__(self, config: Config, head: bool) -> None:
+    def __init__(self, config: Config, head: bool, positions: int) -> None:
         super().__init__()
         self.values = Values(config)
-        self.positions = nn.Embedding(config.genes + 2, config.width)
+        self.positions = nn.Embedding(positions, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = norm(config)
         self.head = ExpressionHead(config) if head else None
 
     def forward(
-        self, values: Tensor, positions: Tensor, layers: Collection[int], logits: bool
+        self,
+        values: Tensor,
+        positions: Tensor,
+        layers: Collection[int],
+        logits: bool,
+        way: Way = STRAIGHT,
     ) -> tuple[dict[int, Tensor], Tensor | None]:
         """Hidden states (B, S, D) of the wanted layers, and logits (B, S, 1).
 
@@ -128,11 +156,12 @@ class CellNetwork(nn.Module):
         depth = len(self.blocks)
         last = depth if logits else max(layers, default=0)
         x = self.values(values) + self.positions(positions)
+        way = way.cast(x.dtype)
         hidden: dict[int, Tensor] = {}
         for number, block in enumerate(islice(self.blocks, last)):
             if number in layers:
                 hidden[number] = x
-            x = block(x)
+            x = block(x, way)
         x = self.norm(x) if last == depth else x
         if last in layers:
             hidden[last] = x

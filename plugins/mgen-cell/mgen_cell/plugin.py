@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from mgen_core import Backbone, BackboneCard, Reader, ReaderCard, ReaderOptions, hookimpl
 
-from .options import CellOptions, GeneOptions
+from .options import AnnDataOptions, CellOptions, GeneOptions, TissueOptions
 
 GENBIO = "GenBio AI Community License (see the model card)"
 
@@ -16,6 +16,13 @@ def load_cell(card: BackboneCard, options: CellOptions) -> Backbone:
     from .backbone import CellBackbone
 
     return CellBackbone(card, options)
+
+
+def load_tissue(card: BackboneCard, options: TissueOptions) -> Backbone:
+    """AIDO.Tissue."""
+    from .tissue import TissueBackbone
+
+    return TissueBackbone(card, options)
 
 
 def _cell(name: str, width: int, millions: int, model: str) -> BackboneCard:
@@ -32,15 +39,31 @@ def _cell(name: str, width: int, millions: int, model: str) -> BackboneCard:
     )
 
 
+def _tissue(name: str, width: int | None, millions: int, model: str) -> BackboneCard:
+    return BackboneCard(
+        name=name,
+        summary="Encoder of cells among their neighbours, a token for each gene that is seen",
+        modality="cell",
+        load=load_tissue,
+        width=width,
+        licence=GENBIO,
+        weights=(f"genbio-ai/{model}",),
+        parameters=millions * 10**6,
+        options=TissueOptions,
+    )
+
+
 CARDS = (
     _cell("aido_cell_3m", 128, 4, "AIDO.Cell-3M"),
     _cell("aido_cell_10m", 256, 11, "AIDO.Cell-10M"),
     _cell("aido_cell_100m", 640, 99, "AIDO.Cell-100M"),
     _cell("aido_cell_650m", 1280, 651, "AIDO.Cell-650M"),
+    _tissue("aido_tissue_3m", 128, 3, "AIDO.Tissue-3M"),
+    _tissue("aido_tissue_60m", None, 60, "AIDO.Tissue-60M"),
 )
 
 
-def _h5ad(card: ReaderCard, options: GeneOptions) -> Reader:
+def _h5ad(card: ReaderCard, options: AnnDataOptions) -> Reader:
     from .readers.anndata import AnnDataReader
 
     return AnnDataReader(card, options)
@@ -59,7 +82,7 @@ def _counts(card: ReaderCard, options: ReaderOptions) -> Reader:
 
 
 READERS = (
-    ReaderCard("h5ad", "AnnData, streamed", _h5ad, suffixes=(".h5ad",), options=GeneOptions),
+    ReaderCard("h5ad", "AnnData, streamed", _h5ad, suffixes=(".h5ad",), options=AnnDataOptions),
     ReaderCard("10x", "10x Genomics HDF5", _tenx, suffixes=(".h5",), options=GeneOptions),
     # csv is a format of sequences, too: this one is asked for by name.
     ReaderCard("counts", "csv or tsv of counts: a line a cell, a column a gene", _counts),

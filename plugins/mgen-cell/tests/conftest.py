@@ -64,12 +64,11 @@ def open_model() -> Open:
     return opened
 
 
-@pytest.fixture(scope="session")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def published(folder: Path, name: str) -> Path:
     """Random weights of a small model under published names, with its gene list."""
-    folder = tmp_path_factory.mktemp("weights")
+    card = CARDS[name]
     config = {
-        "model_type": "cellfoundation",
+        "model_type": card.load(card, card.options()).model_type,  # type: ignore[attr-defined]
         "hidden_size": 16,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
@@ -79,18 +78,27 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "OS_scRNA_gene_index.19264.tsv").write_text("\n".join(NAMES))
-    card = CARDS["aido_cell_3m"]
     backbone = card.load(card, card.options(weights=folder))
     backbone.want = Want(logits=True)
     module = backbone.build()
     drawn = seeded_checkpoint(module, 3)
     tensors = {}
-    for name, parameter in module.named_parameters():
-        keys = backbone.sources(name, {"bert.encoder.ln.weight": None})
-        pieces = drawn.tensor(name).reshape(parameter.shape).chunk(len(keys))
+    for parameter_name, parameter in module.named_parameters():
+        keys = backbone.sources(parameter_name, {"bert.encoder.ln.weight": None})
+        pieces = drawn.tensor(parameter_name).reshape(parameter.shape).chunk(len(keys))
         tensors.update({key: piece.clone() for key, piece in zip(keys, pieces)})
     save_file(tensors, folder / "model.safetensors")
     return folder
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return published(tmp_path_factory.mktemp("cell"), "aido_cell_3m")
+
+
+@pytest.fixture(scope="session")
+def tissue_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return published(tmp_path_factory.mktemp("tissue"), "aido_tissue_3m")
 
 
 def written_sparse(group: h5py.Group, counts: np.ndarray[Any, Any], kind: str) -> None:
@@ -137,6 +145,7 @@ def h5ad(tmp_path: Path) -> Callable[..., Path]:
             written_sparse(file.create_group("layers/doubled"), counts * 2, "csr")
             write_table(file.create_group("var"), genes, **var)
             write_table(file.create_group("obs"), ids or [f"cell-{n}" for n in range(len(counts))])
+            file["obs/x"], file["obs/y"] = np.arange(len(counts)) ** 2, np.zeros(len(counts))
             kinds = file.create_group("obs/kind")
             kinds["categories"] = ["B", "T"]
             kinds["codes"] = np.arange(len(counts), dtype=np.int8) % 3 - 1

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from mgen_cell.cell import Cell, Genes
+from mgen_cell.cell import Cell, Genes, Neighbourhood
 from mgen_cell.genes import Aligned
 from mgen_cell.plugin import CARDS
 
@@ -37,6 +37,30 @@ def test_contract(weights: Path) -> None:
     draw = np.random.default_rng(0)
     rows = [row_of(genes, *draw.poisson(1.0, len(NAMES)), index=n) for n in range(4)]
     check_backbone("aido_cell_3m", weights=weights, rows=rows)
+
+
+@pytest.mark.parametrize("around", [0, 2])
+def test_contract_of_tissue(tissue_weights: Path, around: int) -> None:
+    genes = Genes(NAMES)
+    draw = np.random.default_rng(0)
+    rows = []
+    for number in range(4):
+        counts = [draw.poisson(0.3 * number + 0.3, len(NAMES)) for _ in range(around + 1)]
+        cells = tuple(Cell(genes, np.arange(len(NAMES)), one) for one in counts)
+        data = Neighbourhood(cells, np.zeros((len(cells), 2))) if around else cells[0]
+        rows.append(Row(number, f"cell-{number}", data))
+    check_backbone("aido_tissue_3m", weights=tissue_weights, rows=rows)
+
+
+def test_places_that_the_position_table_lacks_are_set_aside(tissue_weights: Path) -> None:
+    card = next(card for card in CARDS if card.name == "aido_tissue_3m")
+    backbone = card.load(card, card.options(weights=tissue_weights, use_xy=True))
+    cell = row_of(Genes(NAMES), 1).data
+    for x in (0.5, -1, 33):
+        with pytest.raises(RowError, match="no whole number from 0 to 32"):
+            backbone.prepare(Row(0, "", Neighbourhood((cell,), np.array([[x, 0]]))))
+    with pytest.raises(RowError, match="neighbours=N"):
+        backbone.prepare(Row(0, "", cell))
 
 
 @given(st.randoms())

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mgen_cell.cell import Cell, Genes
-from mgen_cell.genes import Aligned
-from mgen_cell.options import GeneOptions
+from mgen_cell.cell import Cell, Genes, Neighbourhood
+from mgen_cell.genes import Aligned, read_list
 from mgen_cell.plugin import READERS
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -81,7 +80,7 @@ def test_hidden_and_missing_values_and_other_positions_agree(case: Path, open_mo
 def cells_of_golden(reader: str = "h5ad") -> list[Row]:
     card = next(card for card in READERS if card.name == reader)
     name = "counts.csv" if reader == "counts" else "counts.h5ad"
-    rows = card.load(card, GeneOptions()).open(str(WHOLE / "input" / name))
+    rows = card.load(card, card.options()).open(str(WHOLE / "input" / name))
     return [Row(n, "", cell) for c in rows.chunks(["X"]) for n, cell in enumerate(c["X"])]
 
 
@@ -139,3 +138,56 @@ def test_alignment_agrees() -> None:
         cell = Cell(genes, np.arange(len(counts)), np.array(counts))
         places, found = aligned.counts(cell)
         assert np.bincount(places, found, len(expected)).tolist() == expected
+
+
+TISSUE = GOLDEN / "cell-tissue-layernorm"
+CASES = ("single_b1", "single_b2", "multi3_b1", "multi2_b2", "multi3_xy_b1")
+SEPARATOR = -10_000
+
+
+def samples(case: str, expected: dict[str, torch.Tensor]) -> list[Row]:
+    """The rows of a case: counts of its cells and, for some, where they are."""
+    matrix = torch.zeros(*expected[f"{case}.input_shape"].tolist())
+    where = expected[f"{case}.input_nonzero_index"].T
+    matrix[where[0], where[1]] = expected[f"{case}.input_nonzero_value"]
+    genes = Genes(read_list(LIST, 19264))
+    rows = []
+    for number, numbers in enumerate(matrix.numpy()):
+        counts, *axes = np.split(numbers, np.flatnonzero(numbers == SEPARATOR))
+        slots = counts.reshape(-1, 19264)
+        cells = tuple(Cell(genes, np.flatnonzero(slot), slot[slot != 0]) for slot in slots)
+        xy = np.stack([axis[1:] for axis in axes], axis=1) if axes else np.zeros((len(cells), 2))
+        alone = len(cells) == 1
+        rows.append(Row(number, "", cells[0] if alone else Neighbourhood(cells, xy)))
+    return rows
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_tissue_agrees(case: str, open_model: Any) -> None:
+    options = {"genes": LIST, "use_xy": "xy" in case, "as_reference": True}
+    model = open_model(TISSUE / "model", name="aido_tissue_3m", **options)
+    expected = expected_of(TISSUE)
+    rows = [model.backbone.prepare(row) for row in samples(case, expected)]
+    inputs = model.backbone.collate(rows)
+    assert torch.equal(inputs["values"].view(len(rows), -1), expected[f"{case}.gathered_values"])
+    places = inputs["places"].view(2, len(rows), -1).transpose(0, 1)
+    assert torch.equal(places, expected[f"{case}.rope_ids"])
+    found = model.run(inputs)
+    out = expected[f"{case}.backbone_last_hidden_state"]
+    assert worst(found.layer(2), out) <= 1e-5
+    own = expected.get(f"{case}.backbone_attention_mask", torch.ones(out.shape[:2]))
+    assert torch.equal(found.mask, own.bool())
+    assert found.logits is not None
+    logits = expected[f"{case}.logits"][:, : found.mask.shape[1]]
+    assert float((found.logits.squeeze(-1) - logits)[found.mask].abs().max()) <= 1e-5
+
+
+@pytest.mark.parametrize("case", ["single_b1", "multi3_b1"])
+def test_tissue_alone_is_the_reference_alone(case: str, open_model: Any) -> None:
+    expected = expected_of(TISSUE)
+    model = open_model(TISSUE / "model", name="aido_tissue_3m", genes=LIST)
+    found = model(samples(case, expected) * 2)
+    own = expected[f"{case}.backbone_last_hidden_state"][0]
+    for row in range(2):
+        mine = found.layer(2)[row][found.mask[row]]
+        assert worst(mine, own[: len(mine)]) <= 1e-5

@@ -181,3 +181,56 @@ def test_from_a_file_of_cells_to_a_table(
     assert table["id"].to_pylist() == [f"cell-{number}" for number in range(6)]
     assert [e is None for e in table["error"].to_pylist()] == [n != 2 for n in range(6)]
     assert [e is None for e in table["embedding"].to_pylist()] == [n == 2 for n in range(6)]
+
+
+@pytest.mark.parametrize("kind", ["csr", "dense"])
+def test_neighbours_come_nearest_first(kind: str, h5ad: Callable[..., Path]) -> None:
+    rows = open_rows(h5ad(COUNTS, GENES, kind), neighbours=2)  # at 0, 1, 4 and 9 on a line
+    found = [cell for chunk in rows.chunks(["X", "obs_names"]) for cell in chunk["X"]]
+    for place, near in enumerate([[1, 2], [0, 2], [1, 0], [2, 1]]):
+        counts = [np.bincount(c.places, c.counts, 4).tolist() for c in found[place].cells]
+        assert counts == COUNTS[[place, *near]].tolist()
+        assert found[place].xy.tolist() == [[n**2, 0] for n in (place, *near)]
+
+
+def test_cells_in_one_place_are_not_their_own_neighbours(h5ad: Callable[..., Path]) -> None:
+    path = h5ad(COUNTS[:3], GENES)
+    damage(path, "obs/x", np.zeros(3))
+    (chunk,) = open_rows(path, neighbours=2).chunks(["X"])
+    for place, around in enumerate(chunk["X"]):
+        counts = [np.bincount(c.places, c.counts, 4).tolist() for c in around.cells]
+        assert counts[0] == COUNTS[place].tolist()
+        assert sorted(counts) == sorted(COUNTS[:3].tolist())
+
+
+def test_neighbours_that_cannot_be_had_are_told(h5ad: Callable[..., Path]) -> None:
+    path = h5ad(COUNTS, GENES)
+    with pytest.raises(InputError, match="4 neighbours, in 4 cells"):
+        table_of(open_rows(path, neighbours=4))
+    with pytest.raises(InputError, match="no 'column'"):
+        table_of(open_rows(path, neighbours=1, xy=("column", "y")))
+    with pytest.raises(InputError, match="stored by cells"):
+        table_of(open_rows(h5ad(COUNTS, GENES, "csc"), neighbours=1))
+    damage(path, "obs/x", np.array([0, np.nan, 1, 2]))
+    with pytest.raises(InputError, match="where cell 1 is"):
+        table_of(open_rows(path, neighbours=1))
+
+
+def test_neighbours_change_what_was_read(h5ad: Callable[..., Path]) -> None:
+    path = h5ad(COUNTS, GENES)
+    assert open_rows(path, neighbours=1).digest() != open_rows(path).digest()
+
+
+def test_a_tissue_from_a_file_to_a_table(
+    tissue_weights: Path, h5ad: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = h5ad(np.random.default_rng(1).poisson(0.5, (6, 30)), NAMES)
+    words = ["embed", str(path), "--backbone", "aido_tissue_3m", "--weights", str(tissue_weights)]
+    for number in (0, 2):
+        run = tmp_path / str(number)
+        options = ["--option", f"neighbours={number}", "--output", str(run)]
+        done = CliRunner().invoke(app, [*words, *options], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+    alone, among = (mgen_core.read(tmp_path / n)["embedding"].to_pylist() for n in ("0", "2"))
+    assert len(alone) == len(among) == 6 and np.isfinite([*alone, *among]).all()
+    assert not np.allclose(alone, among)

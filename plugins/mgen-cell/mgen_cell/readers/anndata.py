@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import h5py  # type: ignore[import-untyped]
+import numpy as np
 
 from mgen_core import InputError, Reader, Rows
 
-from ..cell import Genes
-from ..options import GeneOptions
+from ..cell import Cell, Genes, Neighbourhood
+from ..options import AnnDataOptions
 from .matrix import SOUND, Matrix, open_matrix
 from .source import COUNTS, IDS, CountRows, inside, named, opened, readable, values
+
+AT_ONCE = 64  # cells with their neighbours
 
 
 class AnnDataReader(Reader):
     """Opens h5ad files. Columns: `X`, `raw/X`, `layers/NAME`, `obs_names`, the columns of obs."""
 
-    options: GeneOptions
+    options: AnnDataOptions
 
     def open(self, uri: str) -> Rows:
         path = readable(uri)
@@ -40,6 +44,7 @@ class AnnDataReader(Reader):
                 {name: genes[table] for name, table in tables.items()},
                 columns,
                 len(values(file[columns[IDS]])),
+                self.options,
             )
             for name in matrices:
                 found.open(file, name)
@@ -47,7 +52,38 @@ class AnnDataReader(Reader):
 
 
 class AnnDataRows(CountRows):
-    """The cells of an h5ad file."""
+    """The cells of an h5ad file; with `neighbours`, each with those around it."""
+
+    options: AnnDataOptions
+
+    def chunks(self, columns: Sequence[str]) -> Iterator[Mapping[str, Sequence[Any]]]:
+        chunks = super().chunks(columns)
+        yield from self._surrounded(chunks, columns) if self.options.neighbours else chunks
+
+    def _surrounded(
+        self, chunks: Iterator[Mapping[str, Sequence[Any]]], columns: Sequence[str]
+    ) -> Iterator[Mapping[str, Sequence[Any]]]:
+        from .around import by_number, nearest
+
+        name = next(name for name in columns if name in self.matrices)
+        genes = self.genes[name]
+        with opened(self.path) as file:
+            axes = [values(inside(file["obs"], axis, self.path)) for axis in self.options.xy]
+            xy = np.array(axes, dtype=np.float64).T
+            around = nearest(xy, self.options.neighbours)
+            row = by_number(self.open(file, name))
+            first = 0
+            for chunk in chunks:
+                for start in range(0, len(chunk[name]), AT_ONCE):
+                    some = {key: column[start : start + AT_ONCE] for key, column in chunk.items()}
+                    cells: list[Neighbourhood] = []
+                    for cell in some[name]:
+                        near = around[first + len(cells)]
+                        others = (Cell(genes, *row(int(other))) for other in near)
+                        places = xy[[first + len(cells), *near]]
+                        cells.append(Neighbourhood((cell, *others), places))
+                    first += len(cells)
+                    yield {**some, name: cells}
 
     def open(self, file: h5py.File, matrix: str) -> Matrix:
         found = open_matrix(file[self.matrices[matrix]], f"{matrix} of {self.path}")

@@ -6,7 +6,7 @@ left out. What a file says of itself is checked before it is used.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -110,6 +110,24 @@ def _by_rows(matrix: Matrix) -> Iterator[Block]:
         numbers = matrix.node["data"][start:stop]
         cuts = ends[first + 1 : last] - start
         yield list(zip(np.split(places, cuts), np.split(numbers, cuts)))
+
+
+def one_row(matrix: Matrix) -> Callable[[int], Sparse]:
+    """What reads a row by its number: of a matrix that is CSR or dense."""
+    if matrix.kind == "dense":
+
+        def dense_row(number: int) -> Sparse:
+            row = matrix.node[number]
+            return (places := np.flatnonzero(row), row[places])
+
+        return dense_row
+    ends = _line_ends(matrix)
+
+    def sparse_row(number: int) -> Sparse:
+        start, stop = int(ends[number]), int(ends[number + 1])
+        return _places(matrix, start, stop, matrix.genes), matrix.node["data"][start:stop]
+
+    return sparse_row
 
 
 def _by_columns(matrix: Matrix) -> Iterator[Block]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import h5py  # type: ignore[import-untyped]
 
-from mgen_core import InputError, Rows, place
+from mgen_core import InputError, ReaderOptions, Rows, place
 
 from ..cell import Cell, Genes
 from .matrix import SOUND, Matrix
@@ -108,8 +108,10 @@ class CountRows(Rows):
         genes: Mapping[str, Genes],
         columns: Mapping[str, str],
         length: int,
+        options: ReaderOptions,
     ) -> None:
         self.path = path
+        self.options = options
         self.matrices = matrices
         self.genes = genes
         self.places = columns
@@ -138,4 +140,4 @@ class CountRows(Rows):
         raise NotImplementedError
 
     def digest(self) -> str:
-        return digest(self.path)
+        return f"{digest(self.path)} {self.options}"

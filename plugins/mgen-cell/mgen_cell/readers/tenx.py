@@ -30,7 +30,9 @@ class TenXReader(Reader):
             genes = _genes(path, inside(file["matrix"], "features", path), self.options.gene_col)
             barcodes = values(inside(file["matrix"], "barcodes", path))
             columns = {IDS: "matrix/barcodes"}
-            found = TenXRows(path, {COUNTS: "matrix"}, {COUNTS: genes}, columns, len(barcodes))
+            found = TenXRows(
+                path, {COUNTS: "matrix"}, {COUNTS: genes}, columns, len(barcodes), self.options
+            )
             found.open(file, COUNTS)
             return found
 
