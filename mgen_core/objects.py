@@ -184,13 +184,18 @@ def listed(folder: ObjectPath) -> dict[str, dict[str, Any]]:
 
     One request for a thousand.
     """
+
+    def inside(store: Any, key: str) -> list[dict[str, Any]]:
+        # Some stores mark an empty folder by a file of its very name.
+        itself = key.rstrip("/")
+        found = store.ls(key, detail=True)
+        return [info for info in found if info["name"].rstrip("/") != itself]
+
     try:
-        found = ask("read", folder, lambda store, key: store.ls(key, detail=True))
+        found = ask("read", folder, inside)
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    named = {PurePosixPath(info["name"]).name: info for info in found}
-    named.pop(folder.name, None)  # the mark of an empty folder
-    return named
+    return {PurePosixPath(info["name"]).name: info for info in found}
 
 
 def sizes(folder: ObjectPath) -> dict[str, int]:
