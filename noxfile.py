@@ -52,6 +52,8 @@ def fuzz(session: nox.Session) -> None:
     """A coverage-guided fuzzer, a process and a minute for each reader: `-- SECONDS TARGET...`."""
     install(session, "tests")
     session.run("pip", "install", "--quiet", "--only-binary=:all:", "atheris", success_codes=[0, 1])
+    tests = "plugins/mgen-formats/tests/test_formats_untrusted.py"
+    session.run("pytest", tests, env={"OMP_NUM_THREADS": "1", "MGEN_TEST_BOMBS": "1"})
     session.run("python", "tests/fuzz/guided.py", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
@@ -75,5 +77,5 @@ def types(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """The benchmarks that are named: `nox -s bench -- genbio`."""
     install(session, "tests")
-    for name in session.posargs or session.error("name one: genbio, loading, zero3"):
+    for name in session.posargs or session.error("name one: genbio, loading, merge, zero3"):
         session.run("python", f"bench/{name}.py")

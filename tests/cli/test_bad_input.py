@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 
+import pyarrow.parquet as pq
 import pytest
 from layouts import esm2_folder
 
@@ -89,7 +90,17 @@ def test_unreadable_parquet(tmp_path):
 
 def test_broken_yaml(tmp_path, data):
     (tmp_path / "run.yaml").write_text("backbone: [aido\n")
-    assert "run.yaml, line" in refused(tmp_path, data, "--config", "run.yaml")
+    assert "run.yaml: line 2 is not YAML" in refused(tmp_path, data, "--config", "run.yaml")
+    (tmp_path / "run.yaml").write_text("limit: !!python/object/apply:os.mkdir [made]\n")
+    assert "runs Python" in refused(tmp_path, data, "--config", "run.yaml")
+
+
+def test_a_damaged_record_of_a_run(tmp_path, data):
+    mgen(tmp_path, "embed", data, *DUMMY, code=0)
+    record = tmp_path / "predictions/run.json"
+    for verb, text in (("merge", '{"format": 1}'), ("status", "[" * 5000)):
+        record.write_text(text)
+        assert "run.json" in mgen(tmp_path, verb, "predictions")
 
 
 def test_bad_rows_are_set_aside_with_letter_and_position(tmp_path):
@@ -102,6 +113,51 @@ def test_bad_rows_are_set_aside_with_letter_and_position(tmp_path):
     reasons = [json.loads(line) for line in lines]
     assert reasons[0]["reason"] == "illegal character '1' at position 3"
     assert [reason["row"] for reason in reasons] == [1, 2]
+
+
+def merged(tmp_path, name, content, *words):
+    """Ids, errors and rows with a vector of the merged file of an input with these bytes."""
+    (tmp_path / name).write_bytes(content)
+    mgen(tmp_path, "embed", name, *DUMMY, *words, code=0)
+    mgen(tmp_path, "merge", "predictions", "--to", "out.parquet", code=0)
+    table = pq.read_table(tmp_path / "out.parquet")
+    errors = table["error"].to_pylist() if "error" in table.column_names else None
+    good = [row for row, vector in enumerate(table["embedding"].to_pylist()) if vector is not None]
+    return table["id"].to_pylist(), errors, good
+
+
+def test_a_bad_line_of_jsonl_costs_a_row_and_is_told(tmp_path):
+    lines = [b'{"id": "a", "sequence": "ACGT"}', b'{"id": "b"', b'{"id": "c", "sequence": 5}', b""]
+    ids, errors, good = merged(tmp_path, "in.jsonl", b"\n".join(lines))
+    assert (ids, good) == (["a", "1", "c"], [0])
+    assert errors[0] is None and "of line 2" in errors[1] and errors[2]
+
+
+def test_odd_fasta_keeps_every_record(tmp_path):
+    content = b">a first\r\nacgt\r\n\r\nACGT\r\n>\r\n>c\r\nAC*\r\n>d\r\nAC-GT"
+    ids, errors, good = merged(tmp_path, "in.fa", content)
+    assert (ids, good) == (["a", "1", "c", "d"], [0])
+    assert errors[1:] == [
+        "empty sequence",
+        "illegal character '*' at position 3",
+        "illegal character '-' at position 3",
+    ]
+
+
+def test_a_csv_of_a_windows_table_is_read_as_any_other(tmp_path):
+    content = '\ufeffid,sequence\r\n"a\nb",ACGT\r\n../../x,GG'.encode()
+    assert merged(tmp_path, "in.csv", content) == (["a\nb", "../../x"], None, [0, 1])
+
+
+def test_files_that_are_something_else_are_refused(tmp_path):
+    for name, content, told in [
+        ("in.jsonl", b'[{"id": "a", "sequence": "AC"}]', "line 1"),
+        ("in.fa", b"ACGT\n", "line 1: expected '>'"),
+        ("in.csv", b"id,sequence\na,AC\nb\n", "line 3: 1 columns, but the header has 2"),
+        ("in.csv.zst", b"\x1f\x8b\x08", "cannot read in.csv.zst"),
+    ]:
+        (tmp_path / name).write_bytes(content)
+        assert told in refused(tmp_path, name, *DUMMY)
 
 
 def test_too_long_rows_fail_or_are_cut(tmp_path):
