@@ -542,9 +542,10 @@ def test_normalised_labels_are_told(translated):
         ("dna_onehot", "LinearCLSAdapter", None),
     ],
 )
-def test_heads_that_count_other_rows_there_are_told(translated, backbone, adapter, told):
+def test_heads_that_count_padding_do_so_here_and_it_is_told(translated, backbone, adapter, told):
     found = translated(TUNED, ("--model.backbone", backbone), ("--model.adapter", adapter))
-    notes = [note for note in found.notes if "other rows of a batch" in note]
+    notes = [note for note in found.notes if "padding of its batch" in note]
+    assert found.values["options"].get("as_reference", False) == (told is not None)
     assert notes == [] if told is None else notes[0].startswith(f"{told}: ")
 
 

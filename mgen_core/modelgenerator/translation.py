@@ -36,6 +36,14 @@ TASKS = {
     "TokenClassification": "classify_tokens",
     "PairwiseTokenClassification": "classify_pairs",
 }
+MENDED = (
+    "ModelGenerator's numbers depend on the other rows of a batch, these do not "
+    "(--option as_reference=true gives those)"
+)
+KEPT = (
+    "a row's numbers depend on the padding of its batch, as in ModelGenerator "
+    "(--option as_reference=false: on the row alone)"
+)
 OF_TOKENS = ("Embed", "Inference", "MLM", "TokenClassification", "PairwiseTokenClassification")
 
 
@@ -47,8 +55,9 @@ class Translated:
     - `rows`: what is done to the rows of `values["data"]`; None: they are taken as they are.
     - `ckpt`: the fine-tuned checkpoint, and `kept`: what of the backbone it holds.
     - `lora`: r, alpha, rslora, target_modules, modules_to_save; None without LoRA.
-    - `head`: adapter, adapter_args, outputs, multilabel, legacy, scaled, and normalized (the
-      predictions are in units of labels that training normalised). Empty without a head.
+    - `head`: adapter, adapter_args, outputs, multilabel, legacy, scaled, as_reference, and
+      normalized (the predictions are in units of labels that training normalised). Empty without
+      a head.
     - `writer`: the arguments of the PredictionWriter; empty without one.
     - `labels`: the columns with labels; `batch_size`: rows of a batch there.
     - `notes`: what differs or was ignored, one line each.
@@ -193,7 +202,7 @@ def _task_options(name: str, head: Mapping[str, Any]) -> dict[str, Any]:
     options = {"adapter": head["adapter"], "outputs": head["outputs"]}
     if head["adapter_args"]:
         options["adapter_args"] = json.dumps(head["adapter_args"])
-    flags = {key: True for key in ("multilabel", "scaled") if head[key]}
+    flags = {key: True for key in ("multilabel", "scaled", "as_reference") if head[key]}
     return {key: value for key, value in {**options, **flags}.items() if value is not None}
 
 
@@ -219,13 +228,14 @@ def _head(model: Block, data: Block | None, notes: list[str]) -> dict[str, Any]:
         "multilabel": _flag(args, "multilabel") and name == "SequenceClassification",
         "legacy": legacy,
         "scaled": scaled,
+        "as_reference": False,
         "normalized": not scaled and _normalized(data),
     }
     if (shared := name if scaled else _counts_neighbours(adapter, args)) is not None:
-        notes.append(
-            f"{shared}: ModelGenerator's numbers depend on the other "
-            "rows of a batch, these do not (--option as_reference=true gives those)"
-        )
+        # What was trained with padding is computed with it; a defect is repeated on request alone.
+        defect = scaled or adapter.name == "LinearTransformerAdapter"
+        head["as_reference"] = not defect
+        notes.append(f"{shared}: {MENDED if defect else KEPT}")
     return head
 
 
