@@ -48,6 +48,14 @@ def nodes(session: nox.Session) -> None:
 
 
 @nox.session
+def faults(session: nox.Session) -> None:
+    """Disks that fail, processes that are killed, what came of it: Linux, best as root; long."""
+    install(session, "tests")
+    words = session.posargs or ["tests/faults", "tests/test_kill.py", "tests/remote"]
+    session.run("pytest", *words, env={"MGEN_TEST_FAULTS": "1", "OMP_NUM_THREADS": "1"})
+
+
+@nox.session
 def fuzz(session: nox.Session) -> None:
     """A coverage-guided fuzzer, a process and a minute for each reader: `-- SECONDS TARGET...`."""
     install(session, "tests")
@@ -77,5 +85,7 @@ def types(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """The benchmarks that are named: `nox -s bench -- genbio`."""
     install(session, "tests")
-    for name in session.posargs or session.error("name one: genbio, loading, merge, zero3"):
+    for name in session.posargs or session.error(
+        "name one: genbio, loading, long_input, merge, zero3"
+    ):
         session.run("python", f"bench/{name}.py")

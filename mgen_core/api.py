@@ -467,6 +467,12 @@ class Writer:
     which Arrow lacks, is uint16 whose field metadata says `mgen.dtype: bfloat16`.
     """
 
+    spools: bool = False
+    """Whether `write` puts all of its numbers into temporary files before the file itself."""
+
+    scratch: Path | None = None
+    """Where those are made, on the file's own disk; set by the core. None: the system's place."""
+
     def __init__(self, card: WriterCard) -> None:
         self.card = card
 
@@ -479,8 +485,11 @@ class Writer:
         """
         raise NotImplementedError
 
-    def read(self, file: BinaryIO) -> pa.Table:
-        """The table of a file that `write` made, with equal values. The file can seek."""
+    def read(self, file: BinaryIO, columns: Sequence[str] | None = None) -> pa.Table:
+        """The table of a file that `write` made, with equal values. The file can seek.
+
+        With `columns` only those are needed, and wide ones that are not should not be decoded.
+        """
         raise NotImplementedError
 
 

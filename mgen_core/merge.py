@@ -2,48 +2,61 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
+from typing import Any, BinaryIO, cast
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from . import storage
+from . import order, result, spent, storage
 from .api import Writer, WriterCard
+from .aside import set_aside
 from .catalog import Catalog
-from .columns import ERROR, ROW, null_rows
-from .errors import MgenError, RunError
+from .columns import ERROR
+from .errors import MgenError, RunError, Stopped, printable
 from .manifest import Done, Manifest
+from .order import Source, Told, listed
 from .parts import read_part
-from .plan import Failure
+from .selection import Selection, take
+from .stop import Stop, stoppable
 
+__all__ = ["Merged", "Selection", "complete", "listed", "merge", "read", "selected"]
 
-@dataclass(frozen=True)
-class Selection:
-    """Which part of a run is wanted: columns by name (None: all), rows by an SQL expression."""
-
-    columns: tuple[str, ...] | None = None
-    where: str | None = None
-    drop_failed: bool = False
-    allow_missing: bool = False
+SAMPLE_BYTES = 1 << 22  # are written to estimate how much room a file takes
+FEW = 3
 
 
 @dataclass(frozen=True)
 class Merged:
     """What a merge wrote."""
 
-    path: Path
+    paths: Sequence[Path]
     rows: int
     failed: int
     bytes: int
 
 
 def merge(
-    run: Path, to: Path | None, catalog: Catalog, selection: Selection, form: str | None = None
+    run: Path,
+    to: Path | None,
+    catalog: Catalog,
+    selection: Selection,
+    form: str | None = None,
+    *,
+    rows_per_file: int | None = None,
+    delete_parts: bool = False,
+    told: Told = lambda rows: None,
 ) -> Merged:
     """Write the run as one file; its format is `form`, else the suffix of `to`, else Parquet.
+
+    - `rows_per_file`: several files of so many rows, `NAME-00000-of-00012.parquet`.
+    - `delete_parts`: once the result is durable and was read back.
+    - `told` hears how many rows of the input have passed.
 
     Raises `RunError` when batches are missing, a part is damaged, or a row is there twice.
     """
@@ -53,14 +66,28 @@ def merge(
     path = to or run.parent / f"{run.resolve().name}{card.suffix}"
     if path.is_dir():
         raise RunError(f"{path} is a folder", "name a file with --to")
+    if delete_parts and not selection.everything:
+        raise MgenError(
+            "--delete-parts needs all that was computed in the file",
+            "leave out --columns, --where and --allow-missing",
+        )
     done = complete(manifest, selection)
-    _check_room(path, done)
-    schema, tables = selected(manifest, done, catalog, selection)
-    count = Counted(tables)
-    storage.make_folder(path.parent)
+    source = open_source(manifest, done, catalog, selection)
     writer = card.load(card)
-    storage.write_atomic(path, lambda temporary: writer.write(temporary, count, schema))
-    return Merged(path, count.rows, count.failed, path.stat().st_size)
+    if selection.where is None:  # nobody knows how many rows that takes
+        _check_room(path, writer, source, done)
+    with stopping() as stop, contextlib.closing(order.ordered(source, done, told)) as tables:
+        count = Counted(tables, stop)
+        with result.beside(path) as files:
+            writer.scratch = files.folder
+            for some in cut(count, rows_per_file):
+                files.add(partial(writer.write, tables=some, schema=source.schema))
+            paths = files.publish(card.suffix, numbered=rows_per_file is not None)
+        if delete_parts:
+            for file, written in zip(paths, files.written):
+                result.check(file, written)
+            spent.delete_parts(manifest, done, paths)
+    return Merged(paths, count.rows, count.failed, sum(one.bytes for one in files.written))
 
 
 def read(run: Path, catalog: Catalog, selection: Selection) -> pa.Table:
@@ -76,32 +103,20 @@ def selected(
     manifest: Manifest, done: Sequence[Done], catalog: Catalog, selection: Selection
 ) -> tuple[pa.Schema, Iterator[pa.Table]]:
     """The selected rows in input order, read as they are asked for, and their schema."""
-    source = open_parts(manifest, catalog)
-    stored = _part_schema(manifest, source, done)
-    schema = merged_schema(manifest, stored, done, selection)
-    full = stored.append(pa.field(ERROR, pa.string()))
-    return schema, ordered(manifest, source, done, selection, full, schema)
-
-
-class Counted:
-    """The tables, counted as they pass."""
-
-    def __init__(self, tables: Iterator[pa.Table]) -> None:
-        self.tables = tables
-        self.rows = self.failed = 0
-
-    def __iter__(self) -> Iterator[pa.Table]:
-        for table in self.tables:
-            self.rows += table.num_rows
-            if ERROR in table.column_names:
-                self.failed += table.num_rows - table[ERROR].null_count
-            yield table
+    source = open_source(manifest, done, catalog, selection)
+    return source.schema, order.ordered(source, done)
 
 
 def complete(manifest: Manifest, selection: Selection) -> list[Done]:
     """The done parts. Raises `RunError` naming the batches that are missing, unless allowed."""
     done = manifest.done()
     missing = manifest.missing(done)
+    if missing and (files := spent.merged_files(manifest)):
+        raise RunError(
+            f"the parts of {manifest.folder} were deleted after merging them to "
+            f"{listed(files, FEW)}",
+            f"use that; {manifest.command()} would compute them again",
+        )
     if missing and not selection.allow_missing:
         raise RunError(
             f"{len(missing):,} of {manifest.batches:,} batches are missing "
@@ -111,124 +126,87 @@ def complete(manifest: Manifest, selection: Selection) -> list[Done]:
     return done
 
 
-def listed(numbers: Sequence[int], most: int = 8) -> str:
-    """A few numbers, and how many more."""
-    more = f" and {len(numbers) - most:,} more" if len(numbers) > most else ""
-    return ", ".join(map(str, numbers[:most])) + more
+def refuse_failed(manifest: Manifest) -> None:
+    """Raise `RunError` naming the first rows that were set aside, when there are any."""
+    done = manifest.done()
+    if not (count := manifest.failed(done)):
+        return
+    first = [
+        f"row {failure.row} (id {printable(failure.id)}): {failure.reason}"
+        for failure in islice(set_aside(manifest, done), FEW)
+    ]
+    raise RunError(
+        f"{count:,} of {manifest.rows:,} rows were set aside: {'; '.join(first)}",
+        f"mgen status --failed {manifest.folder} lists them; --drop-failed leaves them out",
+    )
 
 
-def open_parts(manifest: Manifest, catalog: Catalog) -> Writer:
-    """What reads the parts of this run."""
+def open_source(
+    manifest: Manifest, done: Sequence[Done], catalog: Catalog, selection: Selection
+) -> Source:
+    """What reads the parts, and the schemas of what goes in and comes out."""
+    if not done:
+        raise RunError(f"nothing is done in {manifest.folder}", f"run {manifest.command()}")
     card = catalog.find(WriterCard, manifest.record["config"]["writer"])
-    return card.load(card)
-
-
-def merged_schema(
-    manifest: Manifest, stored: pa.Schema, done: Sequence[Done], selection: Selection
-) -> pa.Schema:
-    """The stored columns, and `error` where rows failed; only what was asked for."""
-    schema = stored.with_metadata({**(stored.metadata or {}), **_provenance(manifest)})
+    writer = card.load(card)
+    # A part with rows: a format that guesses types has nothing to guess from in the others.
+    part = next((part for part in done if part.rows), done[0])
+    table = read_part(manifest, writer, part)
+    schema = table.schema.with_metadata({**(table.schema.metadata or {}), **_provenance(manifest)})
     if manifest.failed(done) and not selection.drop_failed:
         schema = schema.append(pa.field(ERROR, pa.string()))
-    if selection.columns is None:
-        return schema
-    unknown = [name for name in selection.columns if name not in schema.names]
-    if unknown:
-        raise MgenError(
-            f"no column {unknown[0]!r} in this run", f"its columns: {', '.join(schema.names)}"
-        )
-    return pa.schema([schema.field(name) for name in selection.columns], schema.metadata)
+    share = min(1.0, SAMPLE_BYTES / max(table.nbytes, 1))
+    sample = take(table, range(max(1, int(len(table) * share))) if len(table) else ())
+    wanted, swell = selection.of(schema), table.nbytes / part.bytes
+    return Source(manifest, writer, table.schema, wanted, selection, sample, swell)
 
 
-def ordered(
-    manifest: Manifest,
-    source: Writer,
-    done: Sequence[Done],
-    selection: Selection,
-    full: pa.Schema,
-    schema: pa.Schema,
-) -> Iterator[pa.Table]:
-    """A window of the plan at a time; `full` is what is read, `schema` what is given."""
-    keep = RowFilter(selection.where, full) if selection.where else None
-    planned = manifest.planned_failures()
-    later: Failure | None = next(planned, None)
-    for first, rows, batches, parts in manifest.by_window(done):
-        failures: list[Failure] = []
-        while later is not None and later.row < first + rows:
-            failures.append(later)
-            later = next(planned, None)
-        table = _window(manifest, source, parts, failures, full)
-        _check_rows(table, first, rows, whole=sum(len(part.batches) for part in parts) == batches)
-        if selection.drop_failed:
-            table = table.filter(pc.is_null(table[ERROR]))
-        if keep is not None:
-            table = keep(table)
-        yield table.select(schema.names).cast(schema)
-
-
-def _window(
-    manifest: Manifest,
-    source: Writer,
-    parts: Sequence[Done],
-    failures: list[Failure],
-    full: pa.Schema,
-) -> pa.Table:
-    tables = []
-    for part in parts:
-        if part.rows:  # where all failed, nobody knew what the columns would be
-            table = read_part(manifest, source, part)
-            table = table.append_column(full.field(ERROR), pa.nulls(len(table), pa.string()))
-            tables.append(table.cast(full))
-        failures.extend(manifest.part_failures(part))
-    tables.append(null_rows(full, failures))
-    table = pa.concat_tables(tables)
-    return table.take(pc.sort_indices(table[ROW]))
-
-
-def _check_rows(table: pa.Table, first: int, rows: int, *, whole: bool) -> None:
-    """Every row of the window exactly once; a window with missing batches: none twice."""
-    found = table[ROW].to_numpy()
-    expected = np.arange(first, first + rows)
-    if whole and np.array_equal(found, expected):
+def cut(tables: Iterator[pa.Table], rows: int | None) -> Iterator[Iterator[pa.Table]]:
+    """The stream as streams of so many rows, one after the other; at least one."""
+    if rows is None:
+        yield tables
         return
-    twice = found[1:][found[1:] == found[:-1]]
-    missing = np.setdiff1d(expected, found)
-    if len(twice) or whole:
-        raise RunError(
-            f"rows are wrong in the parts: twice {listed(twice.tolist()) or 'none'}; "
-            f"missing {listed(missing.tolist()) or 'none'}",
-            "the run directory was changed by hand: start anew with --overwrite",
-        )
+    held: list[pa.Table] = []  # what is left of the last table
+
+    def some(left: int = rows) -> Iterator[pa.Table]:
+        while left and (table := held.pop() if held else next(tables, None)) is not None:
+            yield table[:left]
+            if len(table) > left:
+                held.append(table[left:])
+            left -= min(left, len(table))
+
+    yield some()
+    while held or (table := next(tables, None)) is not None:
+        if not held:
+            held.append(table)
+        yield some()
 
 
-class RowFilter:
-    """An SQL expression over a table's text and number columns, as `WHERE` takes it."""
-
-    def __init__(self, expression: str, schema: pa.Schema) -> None:
-        # DuckDB knows neither half floats nor our vectors: it sees the scalar columns alone.
-        self.names = [f.name for f in schema if not pa.types.is_nested(f.type) and not _half(f)]
-        self.expression = expression
-        self(pa.Table.from_batches([], schema=schema))
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        import duckdb
-
-        scalars = table.select(self.names)
-        numbered = scalars.append_column("mgen_position", pa.array(np.arange(len(table))))
-        with duckdb.connect(config={"enable_external_access": "false"}) as database:
-            try:
-                relation = database.from_arrow(numbered).filter(self.expression)
-                found = relation.project("mgen_position").order("mgen_position").to_arrow_table()
-            except duckdb.Error as error:
-                raise MgenError(
-                    f"--where {self.expression!r}: {str(error).splitlines()[0]}",
-                    f"write an SQL condition over {', '.join(self.names)}",
-                ) from error
-        return table.take(found["mgen_position"])
+@contextlib.contextmanager
+def stopping() -> Iterator[Stop]:
+    """SIGTERM and Ctrl-C, after which nothing is left of a merge."""
+    try:
+        with stoppable() as stop:
+            yield stop
+    except Stopped as error:
+        error.what = "stopped: no file was written"
+        raise
 
 
-def _half(field: pa.Field) -> bool:
-    return bool(pa.types.is_float16(field.type))
+class Counted(Iterator[pa.Table]):
+    """The tables that have rows, counted as they pass; raises `Stopped` after a signal."""
+
+    def __init__(self, tables: Iterator[pa.Table], stop: Stop) -> None:
+        self.tables, self.stop = tables, stop
+        self.rows = self.failed = 0
+
+    def __next__(self) -> pa.Table:
+        self.stop.check()
+        table = next(self.tables)
+        self.rows += table.num_rows
+        if ERROR in table.column_names:
+            self.failed += table.num_rows - table[ERROR].null_count
+        return table
 
 
 def _provenance(manifest: Manifest) -> dict[str, str]:
@@ -243,21 +221,11 @@ def _provenance(manifest: Manifest) -> dict[str, str]:
     }
 
 
-def _part_schema(manifest: Manifest, source: Writer, done: Sequence[Done]) -> pa.Schema:
-    if not done:
-        raise RunError(f"nothing is done in {manifest.folder}", f"run {manifest.command()}")
-    # Of a part with rows: a format that guesses types has nothing to guess from in the others.
-    told = next((part for part in done if part.rows), done[0])
-    return read_part(manifest, source, told).schema
-
-
 def _format(to: Path | None, form: str | None, catalog: Catalog) -> WriterCard:
-    if form is not None:
-        return catalog.find(WriterCard, form)
-    if to is None:
-        return catalog.find(WriterCard, "parquet")
+    if form is not None or to is None:
+        return catalog.find(WriterCard, form or "parquet")
     cards = [offer.card for offer in catalog.offers(WriterCard)]
-    for card in cards:
+    for card in sorted(cards, key=lambda card: -len(card.suffix)):
         if to.name.lower().endswith(card.suffix):
             return card
     raise MgenError(
@@ -276,10 +244,34 @@ def _check_dtype(card: WriterCard, manifest: Manifest, catalog: Catalog) -> None
         )
 
 
-def _check_room(path: Path, done: Sequence[Done]) -> None:
-    needed, free = sum(part.bytes for part in done), storage.free_bytes(path)
+def _check_room(path: Path, writer: Writer, source: Source, done: Sequence[Done]) -> None:
+    """Raise `RunError` where the disk has too little room, judged by how some rows are written."""
+    names = [name for name in source.schema.names if name in source.stored.names]
+    sample = source.sample.select(names)
+    file = _Measured()
+    writer.write(cast("BinaryIO", file), [sample], sample.schema)
+    scale = sum(part.rows for part in done) / max(len(sample), 1)
+    needed = file.size * scale * (2 if writer.spools else 1)
+    free = storage.free_bytes(path)
     if free is not None and needed > free:
         raise RunError(
             f"{path} needs about {needed / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free",
             "write to another disk with --to, or fewer columns with --columns",
         )
+
+
+class _Measured(io.RawIOBase):
+    """Takes anything and keeps its size."""
+
+    size = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        with memoryview(data) as view:
+            self.size += view.nbytes
+            return view.nbytes
+
+    def tell(self) -> int:
+        return self.size

@@ -17,7 +17,7 @@ from .manifest import Done, Manifest, write_lines
 from .plan import Batch, Failure
 from .stream import Written
 
-PART_BYTES = 2**26
+PART_BYTES = 2**25
 
 
 def part_path(rank: int, batch: int, suffix: str) -> str:
@@ -110,19 +110,39 @@ def _done(
     )
 
 
-def read_part(manifest: Manifest, source: Writer, part: Done) -> pa.Table:
-    """A part, after its bytes were checked. Raises `RunError` when it is not what was written."""
+def open_part(manifest: Manifest, part: Done) -> pa.Buffer:
+    """A part's bytes. Raises `RunError` when they are not what was written."""
     path = manifest.folder / part.file
-    content = pa.py_buffer(path.read_bytes())
+    try:
+        content = pa.py_buffer(path.read_bytes())
+    except OSError as error:
+        raise RunError(
+            f"cannot read {path}: {error.strerror or error}",
+            "mend the disk; if the file is lost, delete it, then "
+            f"{manifest.command()} computes its rows again",
+        ) from error
     if hashlib.sha256(content).hexdigest() != part.sha256:
         raise RunError(
             f"{path} is damaged: its checksum is not the one in the done-log",
             f"delete the file, then {manifest.command()} computes its rows again",
         )
-    table = source.read(pa.BufferReader(content))
+    return content
+
+
+def read_part(
+    manifest: Manifest,
+    source: Writer,
+    part: Done,
+    content: pa.Buffer | None = None,
+    columns: Sequence[str] | None = None,
+) -> pa.Table:
+    """A part, or some columns of it; `content` is what `open_part` gave, where that was done."""
+    content = open_part(manifest, part) if content is None else content
+    table = source.read(pa.BufferReader(content), columns)
     if table.num_rows != part.rows:
         raise RunError(
-            f"{path} holds {table.num_rows} rows, the done-log says {part.rows}",
+            f"{manifest.folder / part.file} holds {table.num_rows} rows, "
+            f"the done-log says {part.rows}",
             f"delete the file, then {manifest.command()} computes its rows again",
         )
     return table

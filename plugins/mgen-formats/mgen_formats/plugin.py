@@ -98,6 +98,12 @@ def _write_npz(card: WriterCard) -> Writer:
     return NpzWriter(card)
 
 
+def _write_zarr(card: WriterCard) -> Writer:
+    from .writers.zarr import ZarrWriter
+
+    return ZarrWriter(card)
+
+
 PACKED = (".gz", ".bz2", ".zst")
 
 READERS = (
@@ -128,15 +134,18 @@ READERS = (
 WRITERS = (
     WriterCard("parquet", ".parquet", "Apache Parquet, streamed", _write_parquet),
     WriterCard("tsv", ".tsv", "tab-separated text, lists as JSON, streamed", _write_tsv),
-    WriterCard("pt", ".pt", "tensors for torch.load, built in memory", _write_pt, TORCH_DTYPES),
+    WriterCard(
+        "pt", ".pt", "tensors for torch.load, through temporary files", _write_pt, TORCH_DTYPES
+    ),
     WriterCard(
         "safetensors",
         ".safetensors",
-        "tensors without pickle, built in memory",
+        "tensors without pickle, through temporary files",
         _write_safetensors,
         TORCH_DTYPES,
     ),
-    WriterCard("npz", ".npz", "NumPy arrays without pickle, built in memory", _write_npz),
+    WriterCard("npz", ".npz", "NumPy arrays without pickle, through temporary files", _write_npz),
+    WriterCard("zarr", ".zarr.zip", "zarr 3 arrays in a zip file, streamed", _write_zarr),
 )
 
 

@@ -20,11 +20,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mgen_formats.plugin import WRITERS
 from mgen_formats.writers import parquet
+from mgen_formats.writers import zarr as zarr_writer
 
 from mgen_core import MgenError, RunError, Writer, storage
 
 CARDS = {card.name: card for card in WRITERS}
-EXACT = ("parquet", "pt", "safetensors", "npz")
+EXACT = ("parquet", "pt", "safetensors", "npz", "zarr")
 BFLOAT16 = {"mgen.dtype": "bfloat16"}
 
 torch.set_num_threads(1)
@@ -267,7 +268,7 @@ def test_bfloat16_stays_bfloat16(tmp_path: Path) -> None:
     assert torch.equal(torch.cat(found), wanted) and found[0].dtype == torch.bfloat16
     path = write("safetensors", table, tmp_path)
     assert torch.equal(safetensors.torch.load_file(path)["v"], wanted)
-    for name in ("parquet", "tsv", "npz"):
+    for name in ("parquet", "tsv", "npz", "zarr"):
         with pytest.raises(MgenError, match="bfloat16") as caught:
             write(name, table, tmp_path)
         assert "--dtype float16" in caught.value.hint
@@ -304,6 +305,63 @@ def test_npz_refuses_what_numpy_would_change(tmp_path: Path) -> None:
         write("npz", pa.table({"id": ["a\0"]}), tmp_path)
     with pytest.raises(MgenError, match="as wide as the longest"):
         write("npz", pa.table({"id": ["x" * 1_000_000] + [""] * 1100}), tmp_path)
+
+
+def test_zarr_opens_with_the_library(
+    tmp_path: Path, table: pa.Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zarr = pytest.importorskip("zarr")
+    monkeypatch.setattr(zarr_writer, "CHUNK_BYTES", 300)
+    monkeypatch.setattr(zarr_writer, "CHUNK_TEXTS", 7)
+    path = write("zarr", table, tmp_path)
+    with zarr.storage.ZipStore(path, mode="r") as store:
+        found = zarr.open(store, mode="r")
+        np.testing.assert_array_equal(found["embedding"][:], embedding(table))
+        assert found["embedding"].nchunks > 3
+        assert found["embedding.valid"][:].tolist() == [i != 3 for i in range(N)]
+        assert found["id"][:].tolist() == table["id"].to_pylist()
+        start, stop = found["tokens.offsets"][4:6]
+        assert found["tokens"][start:stop].tolist() == table["tokens"][4].as_py()
+        assert found.attrs["mgen.vocabulary"] == '["A","C"]'
+    same(got(writer("zarr"), path), table)
+
+
+def test_zarr_refuses_names_that_are_paths(tmp_path: Path) -> None:
+    with pytest.raises(MgenError, match="cannot name"):
+        write("zarr", pa.table({"../v": [1]}), tmp_path)
+
+
+@pytest.mark.parametrize("name", sorted(CARDS))
+def test_some_columns_come_back_alone(tmp_path: Path, table: pa.Table, name: str) -> None:
+    path = write(name, table, tmp_path)
+    with path.open("rb") as file:
+        found = writer(name).read(file, ["tokens", "row"])
+    assert found.column_names == ["tokens", "row"]
+    assert found["row"].to_pylist() == list(range(N))
+    assert [entry and len(entry) for entry in found["tokens"].to_pylist()] == [
+        entry and len(entry) for entry in table["tokens"].to_pylist()
+    ]
+
+
+@pytest.mark.parametrize("name", sorted(set(CARDS) - {"parquet", "tsv"}))
+def test_arrays_are_streamed(tmp_path: Path, name: str) -> None:
+    """Thirty tables of 4 MB go through temporary files or chunks, not through Arrow's memory."""
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(1_000_000, np.float32)), 100)
+    schema = pa.schema([("e", vectors.type)])
+    start, highest = pa.total_allocated_bytes(), 0
+
+    def stream() -> Iterator[pa.Table]:
+        nonlocal highest
+        for _ in range(30):
+            highest = max(highest, pa.total_allocated_bytes() - start)
+            yield pa.table([pa.concat_arrays([vectors])], schema=schema)
+
+    one = writer(name)
+    one.scratch = tmp_path
+    put(one, tmp_path / "file", stream(), schema)
+    assert highest < 60e6
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert got(one, tmp_path / "file").num_rows == 300_000
 
 
 def test_tsv_is_lines_and_json(tmp_path: Path) -> None:
@@ -347,7 +405,7 @@ def test_tsv_guesses_types_that_keep_the_text(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("name", ["tsv", "pt", "safetensors", "npz"])
+@pytest.mark.parametrize("name", ["tsv", "pt", "safetensors", "npz", "zarr"])
 def test_types_that_arrays_lack_are_refused_before_a_table_is_taken(
     tmp_path: Path, name: str
 ) -> None:

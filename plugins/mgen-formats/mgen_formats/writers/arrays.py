@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Iterator, Mapping
+import contextlib
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from mgen_core import MgenError
+from mgen_core import MgenError, Writer
 
 from .kind import Kind, kind
 
@@ -19,6 +23,7 @@ Array = NDArray[Any]
 
 SCHEMA = "mgen.arrow_schema"  # key of the metadata: types for `read`, in base64
 NAN16 = 0x7FC0  # NaN in the bits of a bfloat16
+SOME = 4096  # texts at a time
 
 
 @dataclass(frozen=True)
@@ -45,29 +50,80 @@ class Flat:
         """The entries one by one, None for null."""
         valid = np.ones(self.rows, bool) if self.valid is None else self.valid
         bounds = np.arange(self.rows + 1) if self.lengths is None else self.offsets
-        for row, (start, stop) in enumerate(zip(bounds[:-1].tolist(), bounds[1:].tolist())):
-            entry = self.values[row] if self.lengths is None else self.values[start:stop]
-            yield entry if valid[row] else None
+        for first in range(0, self.rows, SOME):
+            some = slice(first, first + SOME)
+            ends = bounds[1:][some].tolist()
+            for row, (start, stop) in enumerate(zip(bounds[some].tolist(), ends), first):
+                entry = self.values[row] if self.lengths is None else self.values[start:stop]
+                yield entry if valid[row] else None
 
     def texts(self) -> list[str | None]:
         """The entries of a text column."""
         return [None if entry is None else entry.tobytes().decode() for entry in self.entries()]
+
+    def some_texts(self) -> Iterator[list[str]]:
+        """The same a few at a time, null as an empty one."""
+        entries = self.entries()
+        while some := list(islice(entries, SOME)):
+            yield ["" if entry is None else entry.tobytes().decode() for entry in some]
 
     @property
     def rows(self) -> int:
         return len(self.values if self.lengths is None else self.lengths)
 
 
+@contextlib.contextmanager
 def columns(
-    tables: Iterable[pa.Table], schema: pa.Schema, writer: str
-) -> Iterator[tuple[pa.Field, Kind, Flat]]:
-    """The columns of all tables together. Types are checked before a table is taken."""
-    kinds = [kind(field, writer) for field in schema]
-    table = pa.concat_tables([schema.empty_table(), *tables])
-    held = [table.column(number) for number in range(len(schema))]
-    del table
-    for field, of in zip(schema, kinds):
-        yield field, of, flatten(held.pop(0), of)  # popped: Arrow's copy goes column by column
+    tables: Iterable[pa.Table], schema: pa.Schema, writer: Writer
+) -> Iterator[list[tuple[pa.Field, Kind, Flat]]]:
+    """The columns of all tables together. Types are checked before a table is taken.
+
+    Their arrays are temporary files, mapped: a stream may be larger than memory.
+    """
+    kinds = [kind(field, writer.card.name) for field in schema]
+    with contextlib.ExitStack() as files:
+        spools = [Spool(of, writer.scratch, files) for of in kinds]
+        for table in tables:
+            for spool, column in zip(spools, table.columns):
+                spool.add(column)
+        yield [(field, of, spool.flat()) for field, of, spool in zip(schema, kinds, spools)]
+
+
+class Spool:
+    """The arrays of a column on their way, in files without a name: gone with the process."""
+
+    def __init__(self, of: Kind, folder: Path | None, files: contextlib.ExitStack) -> None:
+        self._of = of
+        self._values, self._lengths, self._valid = (
+            files.enter_context(tempfile.TemporaryFile(dir=folder))  # noqa: SIM115 - closed there
+            for _ in range(3)
+        )
+        self._nulls = False
+
+    def add(self, column: pa.ChunkedArray) -> None:
+        """Some more rows."""
+        if not len(column):
+            return
+        flat = flatten(column, self._of)
+        self._values.write(flat.values.data)
+        self._valid.write((np.ones(flat.rows, bool) if flat.valid is None else flat.valid).data)
+        self._nulls = self._nulls or flat.valid is not None
+        if flat.lengths is not None:
+            self._lengths.write(flat.lengths.data)
+
+    def flat(self) -> Flat:
+        """All that came, mapped."""
+        of = self._of
+        dtype = np.dtype(np.uint8 if of.text else of.leaf.to_pandas_dtype())
+        values = _mapped(self._values, dtype).reshape(-1, *of.shape)
+        lengths = _mapped(self._lengths, np.dtype(np.int64)) if of.text or of.ragged else None
+        return Flat(values, lengths, _mapped(self._valid, np.dtype(bool)) if self._nulls else None)
+
+
+def _mapped(file: IO[bytes], dtype: np.dtype[Any]) -> Array:
+    size = file.tell()
+    file.flush()
+    return np.memmap(file, dtype, "r+") if size else np.zeros(0, dtype)  # an empty file maps not
 
 
 def flatten(column: pa.ChunkedArray, of: Kind) -> Flat:
@@ -153,6 +209,9 @@ def metadata(schema: pa.Schema) -> dict[str, str]:
     return plain | {SCHEMA: base64.b64encode(schema.serialize()).decode()}
 
 
-def schema_of(found: Mapping[str, str]) -> pa.Schema:
-    """The schema that `metadata` was made from."""
-    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(found[SCHEMA])))
+def schema_of(found: Mapping[str, str], columns: Sequence[str] | None = None) -> pa.Schema:
+    """The schema that `metadata` was made from, or some columns of it."""
+    schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(found[SCHEMA])))
+    if columns is None:
+        return schema
+    return pa.schema([schema.field(name) for name in columns], schema.metadata)

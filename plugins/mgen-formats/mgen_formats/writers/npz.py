@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Iterable, Iterator
-from typing import Any, BinaryIO
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -17,10 +17,11 @@ from .intact import intact
 from .kind import Kind, kind, refuse_bfloat16
 
 TEXT_BYTES = 4 << 30  # of one text column
+Save = Callable[[IO[bytes]], object]
 
 
 class NpzWriter(Writer):
-    """Arrays by column name, held in memory while they are written.
+    """Arrays by column name, streamed through temporary files.
 
     - a fixed-size column is `NAME` (n, ...);
     - a ragged one is `NAME`, its rows end to end, and `NAME.offsets` (n + 1,): row i is
@@ -30,44 +31,61 @@ class NpzWriter(Writer):
     - `metadata` is one text, a JSON object.
     """
 
+    spools = True
+
     def write(self, file: BinaryIO, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
         refuse_bfloat16(schema, self.card.name)
-        found = gather(_saved(tables, schema, self.card.name))
-        # Not numpy.savez: it takes no column called `file` and stamps the hour into the file.
-        with zipfile.ZipFile(file, "w") as archive:
-            for name, values in found.items():
-                with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as entry:
-                    np.lib.format.write_array(entry, values, allow_pickle=False)
+        with columns(tables, schema, self) as spooled:
+            found = gather(_saved(spooled, schema))
+            # Not numpy.savez: it takes no column called `file` and stamps the hour into the file.
+            with zipfile.ZipFile(file, "w") as archive:
+                for name, save in found.items():
+                    with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as to:
+                        save(to)
 
-    def read(self, file: BinaryIO) -> pa.Table:
+    def read(self, file: BinaryIO, columns: Sequence[str] | None = None) -> pa.Table:
         with intact(self.card.name), np.load(file, allow_pickle=False) as found:
-            schema = schema_of(json.loads(str(found["metadata"])))
+            schema = schema_of(json.loads(str(found["metadata"])), columns)
             held = [_loaded(found, field, kind(field, self.card.name)) for field in schema]
             return pa.table(held, schema=schema)
 
 
 def _saved(
-    tables: Iterable[pa.Table], schema: pa.Schema, writer: str
-) -> Iterator[tuple[str, Array]]:
-    for field, of, flat in columns(tables, schema, writer):
-        yield field.name, _unicode(field.name, flat) if of.text else flat.values
+    spooled: Iterable[tuple[pa.Field, Kind, Flat]], schema: pa.Schema
+) -> Iterator[tuple[str, Save]]:
+    for field, of, flat in spooled:
+        yield field.name, _text(field.name, flat) if of.text else _array(flat.values)
         if of.ragged:
-            yield f"{field.name}.offsets", flat.offsets
+            yield f"{field.name}.offsets", _array(flat.offsets)
         if flat.valid is not None:
-            yield f"{field.name}.valid", flat.valid
-    yield "metadata", np.array(json.dumps(metadata(schema)))
+            yield f"{field.name}.valid", _array(flat.valid)
+    yield "metadata", _array(np.array(json.dumps(metadata(schema))))
 
 
-def _unicode(name: str, flat: Flat) -> Array:
-    texts = [text or "" for text in flat.texts()]
-    if any(text.endswith("\0") for text in texts):
-        what = f"npz cannot hold a text that ends in a NUL character (column {name!r})"
-        raise MgenError(what, "use --writer parquet")
-    widest = max(map(len, texts), default=0)
-    if len(texts) * widest * 4 > TEXT_BYTES:
+def _array(values: Array) -> Save:
+    return lambda entry: np.lib.format.write_array(entry, values, allow_pickle=False)
+
+
+def _text(name: str, flat: Flat) -> Save:
+    """Texts as wide as the longest, a few at a time. Raises `MgenError` where that goes wrong."""
+    widest = 0
+    for texts in flat.some_texts():
+        widest = max(widest, *map(len, texts))
+        if any(text.endswith("\0") for text in texts):
+            what = f"npz cannot hold a text that ends in a NUL character (column {name!r})"
+            raise MgenError(what, "use --writer parquet")
+    if flat.rows * widest * 4 > TEXT_BYTES:
         what = f"npz makes every text of {name!r} as wide as the longest, {widest} characters"
         raise MgenError(what, "use --writer parquet")
-    return np.array(texts, dtype=np.str_)
+
+    def save(entry: IO[bytes]) -> None:
+        dtype = np.dtype((np.str_, max(widest, 1)))
+        about = {"descr": dtype.str, "fortran_order": False, "shape": (flat.rows,)}
+        np.lib.format.write_array_header_2_0(entry, about)
+        for texts in flat.some_texts():
+            entry.write(np.array(texts, dtype).tobytes())
+
+    return save
 
 
 def _loaded(found: Any, field: pa.Field, of: Kind) -> pa.Array:

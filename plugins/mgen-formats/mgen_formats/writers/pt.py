@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -17,7 +17,9 @@ from .kind import Kind, kind
 
 
 class PtWriter(Writer):
-    """Tensors and lists by column name, held in memory while they are written.
+    """Tensors and lists by column name, streamed through temporary files.
+
+    Text, and about a kilobyte a row of each ragged column, are held in memory while written.
 
     - a fixed-size column is a tensor (n, ...); where it has nulls, they are NaN (0 in whole
       numbers) and `NAME.valid` is a bool tensor;
@@ -26,35 +28,38 @@ class PtWriter(Writer):
     - `metadata` is a dictionary of `str`.
     """
 
-    def write(self, file: BinaryIO, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
-        found = gather(_saved(tables, schema, self.card.name))
-        with saving():
-            torch.save(found, file)
+    spools = True
 
-    def read(self, file: BinaryIO) -> pa.Table:
+    def write(self, file: BinaryIO, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
+        with columns(tables, schema, self) as spooled:
+            found = gather(_saved(spooled, schema))
+            with saving():
+                torch.save(found, file)
+
+    def read(self, file: BinaryIO, columns: Sequence[str] | None = None) -> pa.Table:
         with intact(self.card.name):
             found = torch.load(file, map_location="cpu", weights_only=True)
-            schema = schema_of(found["metadata"])
+            schema = schema_of(found["metadata"], columns)
             held = [_loaded(found, field, kind(field, self.card.name)) for field in schema]
             return pa.table(held, schema=schema)
 
 
-def _saved(tables: Iterable[pa.Table], schema: pa.Schema, writer: str) -> Iterator[tuple[str, Any]]:
-    for field, of, flat in columns(tables, schema, writer):
+def _saved(
+    spooled: Iterable[tuple[pa.Field, Kind, Flat]], schema: pa.Schema
+) -> Iterator[tuple[str, Any]]:
+    for field, of, flat in spooled:
         if of.text:
             yield field.name, flat.texts()
         elif of.ragged:
-            yield field.name, [_own(entry, of) for entry in flat.entries()]
+            yield (
+                field.name,
+                [None if entry is None else tensor(entry, of) for entry in flat.entries()],
+            )
         else:
             yield field.name, tensor(flat.values, of)
             if flat.valid is not None:
                 yield f"{field.name}.valid", torch.from_numpy(flat.valid)
     yield "metadata", metadata(schema)
-
-
-def _own(entry: Array | None, of: Kind) -> torch.Tensor | None:
-    # A copy: who keeps or saves a slice of a tensor keeps or saves the whole of it.
-    return None if entry is None else tensor(entry.copy(), of)
 
 
 def _loaded(found: dict[str, Any], field: pa.Field, of: Kind) -> pa.Array:

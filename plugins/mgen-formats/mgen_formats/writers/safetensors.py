@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
-import torch
-from safetensors.torch import load
 
 from mgen_core import Writer
 
 from .arrays import Array, Flat, columns, gather, metadata, rebuild, schema_of
 from .intact import intact
 from .kind import Kind, kind
-from .pt import array, optional
+
+DTYPES = {
+    "BOOL": np.dtype(np.bool_),
+    **{f"I{8 * size}": np.dtype(f"<i{size}") for size in (1, 2, 4, 8)},
+    **{f"U{8 * size}": np.dtype(f"<u{size}") for size in (1, 2, 4, 8)},
+    **{f"F{8 * size}": np.dtype(f"<f{size}") for size in (2, 4, 8)},
+    "BF16": np.dtype(np.uint16),
+}
+"""Of NumPy, by the format's own names; bfloat16 as its bits."""
 
 
 class SafetensorsWriter(Writer):
-    """Tensors by column name, held in memory while they are written.
+    """Tensors by column name, streamed through temporary files.
 
     - a fixed-size column is `NAME` (n, ...);
     - a ragged one is `NAME`, its rows end to end, and `NAME.offsets` (n + 1,): row i is
@@ -29,23 +35,30 @@ class SafetensorsWriter(Writer):
     - where a column has nulls, `NAME.valid` is False there, and the entry NaN, 0 or empty.
     """
 
-    def write(self, file: BinaryIO, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
-        _save(file, gather(_saved(tables, schema, self.card.name)), metadata(schema))
+    spools = True
 
-    def read(self, file: BinaryIO) -> pa.Table:
+    def write(self, file: BinaryIO, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
+        with columns(tables, schema, self) as spooled:
+            _save(file, gather(_saved(spooled)), metadata(schema))
+
+    def read(self, file: BinaryIO, columns: Sequence[str] | None = None) -> pa.Table:
         with intact(self.card.name):
-            content = file.read()
-            schema = schema_of(_header(content)["__metadata__"])
-            found = load(content)
+            content = memoryview(file.read())
+            header, start = _header(content)
+            schema = schema_of(header["__metadata__"], columns)
+
+            def found(name: str) -> Array | None:
+                return _array(content[start:], header[name]) if name in header else None
+
             held = [_loaded(found, field, kind(field, self.card.name)) for field in schema]
             return pa.table(held, schema=schema)
 
 
 def _saved(
-    tables: Iterable[pa.Table], schema: pa.Schema, writer: str
+    spooled: Iterable[tuple[pa.Field, Kind, Flat]],
 ) -> Iterator[tuple[str, tuple[str, Array]]]:
     """Tensors by name, each with its type as safetensors spells it."""
-    for field, of, flat in columns(tables, schema, writer):
+    for field, of, flat in spooled:
         dtype = "BF16" if of.bfloat16 else _dtype(flat.values)
         yield f"{field.name}.utf8" if of.text else field.name, (dtype, flat.values)
         if flat.lengths is not None:
@@ -55,9 +68,7 @@ def _saved(
 
 
 def _dtype(values: Array) -> str:
-    if values.dtype == bool:
-        return "BOOL"
-    return {"f": "F", "i": "I", "u": "U"}[values.dtype.kind] + str(8 * values.itemsize)
+    return next(name for name, dtype in DTYPES.items() if values.dtype == dtype)
 
 
 def _save(file: BinaryIO, found: Mapping[str, tuple[str, Array]], about: dict[str, str]) -> None:
@@ -77,15 +88,20 @@ def _save(file: BinaryIO, found: Mapping[str, tuple[str, Array]], about: dict[st
         file.write(np.ascontiguousarray(values).data)
 
 
-def _header(content: bytes) -> dict[str, Any]:
-    length = int.from_bytes(content[:8], "little")
-    found: dict[str, Any] = json.loads(content[8 : 8 + length])
-    return found
+def _header(content: memoryview) -> tuple[dict[str, Any], int]:
+    """The JSON header, and where the tensors begin."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    return json.loads(bytes(content[8:start])), start
 
 
-def _loaded(found: Mapping[str, torch.Tensor], field: pa.Field, of: Kind) -> pa.Array:
-    values = found[f"{field.name}.utf8" if of.text else field.name]
-    offsets = optional(found, f"{field.name}.offsets")
+def _array(content: memoryview, about: dict[str, Any]) -> Array:
+    begin, end = about["data_offsets"]
+    return np.frombuffer(content[begin:end], DTYPES[about["dtype"]]).reshape(about["shape"])
+
+
+def _loaded(found: Callable[[str], Array | None], field: pa.Field, of: Kind) -> pa.Array:
+    values = found(f"{field.name}.utf8" if of.text else field.name)
+    assert values is not None
+    offsets = found(f"{field.name}.offsets") if of.text or of.ragged else None
     lengths = None if offsets is None else np.diff(offsets)
-    valid = optional(found, f"{field.name}.valid")
-    return rebuild(field, of, Flat(array(values, of), lengths, valid))
+    return rebuild(field, of, Flat(values, lengths, found(f"{field.name}.valid")))

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -47,7 +47,7 @@ class TsvWriter(Writer):
                 cells = [_cells(column, of) for column, of in zip(held, kinds)]
                 file.writelines(b"\t".join(line) + b"\n" for line in zip(*cells))
 
-    def read(self, file: BinaryIO) -> pa.Table:
+    def read(self, file: BinaryIO, columns: Sequence[str] | None = None) -> pa.Table:
         """The table, its types guessed, since text has none.
 
         `row` is int64, `id` and `error` are strings. Lists are of float32, int64 or bool. Other
@@ -64,7 +64,8 @@ class TsvWriter(Writer):
                 batches(path, "\t", names, nulls=True),
                 pa.schema([(name, pa.string()) for name in names]),
             )
-            return pa.table({name: _typed(name, held.column(name)) for name in names})
+            wanted = names if columns is None else columns
+            return pa.table({name: _typed(name, held.column(name)) for name in wanted})
 
 
 def _check_end(path: Path) -> None:

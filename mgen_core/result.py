@@ -1,0 +1,211 @@
+"""The files of a merge: beside their place under other names until all are durable.
+
+They are written in a folder of their own, `.NAME.TOKEN.tmp`, which is locked as long as somebody
+writes in it. So two merges to one file do not meet, and what a killed one has left is known as
+such by the next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import io
+import os
+import re
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from . import storage
+from .background import Behind
+from .errors import RunError
+from .objects import ObjectPath
+from .stream import Written
+
+FLUSH_BYTES = 1 << 26  # not more of a file waits for the disk at its end
+BEHIND_BYTES = 1 << 24  # written, and not yet taken by the disk
+BLOCK = 1 << 22
+
+
+@contextlib.contextmanager
+def beside(path: Path) -> Iterator[Results]:
+    """Files that will stand at `path`, or numbered after it; nothing is left when it goes wrong."""
+    if isinstance(path, ObjectPath):
+        with tempfile.TemporaryDirectory(prefix="mgen-") as folder:
+            yield Results(path, Path(folder))
+        return
+    storage.make_folder(path.parent)
+    try:
+        _sweep(path)
+        folder, lock = _own_folder(path)
+    except OSError as error:
+        raise storage.disk_error(error, path) from error
+    try:
+        yield Results(path, folder)
+    finally:
+        os.close(lock)
+        with contextlib.suppress(RunError):
+            storage.remove(folder)
+
+
+class Results:
+    """Files that are on their way to their place."""
+
+    def __init__(self, path: Path, folder: Path) -> None:
+        self.path = path
+        self.folder = folder
+        self.written: list[Written] = []
+
+    def add(self, write: storage.Write) -> None:
+        """One more file, durable, but not under its name."""
+        try:
+            stream = _Flushed(self._temporary(len(self.written)))
+            with io.BufferedWriter(stream, storage.BUFFER) as file:
+                behind(cast("BinaryIO", file), write)
+            storage.sync(self._temporary(len(self.written)))
+        except OSError as error:
+            raise storage.disk_error(error, self.path) from error
+        self.written.append(stream.written())
+
+    def publish(self, suffix: str, *, numbered: bool) -> list[Path]:
+        """Give the files their names: `NAME`, or `NAME-00000-of-00012` before the suffix.
+
+        Of numbered files an earlier set goes first: whoever sees as many as the names say has
+        those of one merge.
+        """
+        paths = numbered_paths(self.path, suffix, len(self.written)) if numbered else [self.path]
+        try:
+            for old in earlier_set(self.path, suffix) if numbered else ():
+                storage.remove(old)
+            for number, path in enumerate(paths):
+                self._move(self._temporary(number), path)
+            if not isinstance(self.path, ObjectPath):
+                storage.sync(self.path.parent)
+        except OSError as error:
+            raise storage.disk_error(error, self.path) from error
+        return paths
+
+    def _temporary(self, number: int) -> Path:
+        return self.folder / f"{number:05d}"
+
+    def _move(self, temporary: Path, path: Path) -> None:
+        if not isinstance(path, ObjectPath):
+            storage.disk.rename(temporary, path)
+            return
+        with temporary.open("rb") as file:
+            storage.write_atomic(path, partial(shutil.copyfileobj, file))
+
+
+def numbered_paths(path: Path, suffix: str, count: int) -> list[Path]:
+    """`out.parquet` -> `out-00000-of-00002.parquet`, `out-00001-of-00002.parquet`."""
+    stem, end = _split(path, suffix)
+    return [path.with_name(f"{stem}-{n:05d}-of-{count:05d}{end}") for n in range(count)]
+
+
+def earlier_set(path: Path, suffix: str) -> list[Path]:
+    """Numbered files of this name that are there already."""
+    stem, end = _split(path, suffix)
+    named = re.compile(rf"{re.escape(stem)}-\d{{5,}}-of-\d{{5,}}{re.escape(end)}")
+    return [found for found in path.parent.iterdir() if named.fullmatch(found.name)]
+
+
+def check(path: Path, written: Written) -> None:
+    """Read a file back. Raises `RunError` when it is not what was written."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        if not isinstance(path, ObjectPath) and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # from the disk itself
+        while block := file.read(BLOCK):
+            digest.update(block)
+    if digest.hexdigest() != written.sha256:
+        raise RunError(f"{path} does not read back as it was written", "check the disk")
+
+
+def behind(file: BinaryIO, write: storage.Write) -> None:
+    """Call `write` with a file whose bytes another thread digests and hands to the disk."""
+
+    def put(blocks: Sequence[bytes]) -> None:
+        for block in blocks:
+            file.write(block)
+
+    with (
+        Behind(put, room=BEHIND_BYTES) as thread,
+        io.BufferedWriter(_Queued(thread), storage.BUFFER) as queued,
+    ):
+        write(cast("BinaryIO", queued))
+
+
+class _Queued(io.RawIOBase):
+    def __init__(self, thread: Behind[bytes]) -> None:
+        self._thread = thread
+        self._bytes = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        with memoryview(data).cast("B") as view:
+            block = bytes(view[:BLOCK])
+        self._thread.put(block, len(block))
+        self._bytes += len(block)
+        return len(block)
+
+    def tell(self) -> int:
+        return self._bytes
+
+
+class _Flushed(storage.DiskFile):
+    """Goes to the disk as it is written, so that its end does not wait for all of it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._waiting = 0
+
+    def take(self, view: memoryview) -> int:
+        taken = super().take(view)
+        self._waiting += taken
+        if self._waiting >= FLUSH_BYTES:
+            storage.disk.sync(self._descriptor)
+            self._waiting = 0
+        return taken
+
+
+def _own_folder(path: Path) -> tuple[Path, int]:
+    """A new folder beside the path, and the descriptor that holds its lock."""
+    while True:
+        token = secrets.token_hex(4)
+        folder = path.with_name(f".{path.name}.{token}{storage.TEMPORARY}")
+        storage.disk.make_folder(folder)
+        lock = os.open(folder, os.O_RDONLY)
+        with contextlib.suppress(OSError):  # a disk without locks: nobody sweeps there
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if folder.exists():  # else another merge took it for one that was left
+            return folder, lock
+        os.close(lock)
+
+
+def _sweep(path: Path) -> None:
+    """Remove the folders that killed merges to this path have left."""
+    named = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}{re.escape(storage.TEMPORARY)}")
+    for folder in path.parent.iterdir():
+        if not named.fullmatch(folder.name):
+            continue
+        with contextlib.suppress(OSError):  # gone, or somebody writes in it
+            lock = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                storage.remove(folder)
+            finally:
+                os.close(lock)
+
+
+def _split(path: Path, suffix: str) -> tuple[str, str]:
+    """A file's name without its suffix, and that; the writer's suffix where it is of that kind."""
+    if path.name.lower().endswith(suffix):
+        return path.name[: -len(suffix)], path.name[-len(suffix) :]
+    return path.stem, path.suffix
