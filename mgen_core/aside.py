@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import DEFECT, MgenError, PluginError, RunError
+from .errors import DEFECT, MgenError, PluginError, RunError, printable
 from .manifest import Done, Manifest
 from .objects import place
 from .plan import NOT_FINITE, TOO_LONG, Failure
@@ -66,11 +66,6 @@ def where_told(folder: Path) -> str:
     """Where the rows themselves are to be found, after their number."""
     listing = f"mgen status {shlex.quote(str(folder))} --failed"
     return f", kept in {folder / 'failed'}; {listing} lists them"
-
-
-def printable(text: str) -> str:
-    """The text with what a terminal, or a line of text, would take for an order written out."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def stop_at(found: Sequence[Failure], config: RunConfig) -> None:

@@ -108,3 +108,8 @@ def line_of(card: Named, error: BaseException) -> str:
     own = [place for place in names if place[0].partition(".")[0] == package]
     module, line = (own or names or [("?", 0)])[-1]
     return f"{module.replace('.', '/')}.py:{line}"
+
+
+def printable(text: str) -> str:
+    """The text with what a terminal, or a line of text, would take for an order written out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

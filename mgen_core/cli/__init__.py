@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from ..errors import MgenError, Stopped
+from ..errors import MgenError, Stopped, printable
 from . import doctor, embed, infer, listing, merge, plugins, predict, run, status, test
 
 app = typer.Typer(
@@ -55,9 +55,9 @@ def main() -> None:
     try:
         app()
     except MgenError as error:
-        sys.stderr.write(f"error: {error.what}\n")
+        sys.stderr.write(f"error: {_shown(error.what)}\n")
         if error.hint:
-            sys.stderr.write(f"  try: {error.hint}\n")
+            sys.stderr.write(f"  try: {_shown(error.hint)}\n")
         code = 128 + error.signal if isinstance(error, Stopped) else 1
     except BrokenPipeError:  # `mgen list backbones | head`
         sys.stderr.close()
@@ -65,3 +65,8 @@ def main() -> None:
     # Not inside the handlers: the error would keep half-read files open until the very end,
     # where the threads that read them may outlive the interpreter.
     sys.exit(code)
+
+
+def _shown(text: str) -> str:
+    """A message that may hold text of files: it gives the terminal no orders."""
+    return "\n".join(map(printable, text.split("\n")))

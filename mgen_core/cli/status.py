@@ -86,7 +86,8 @@ def show(found: dict[str, Any], run: Path) -> None:
 
 def list_failed(manifest: Manifest, *, as_json: bool) -> None:
     """A line for each row that was set aside, in input order: tabs between, or JSON."""
-    from ..aside import printable, set_aside
+    from ..aside import set_aside
+    from ..errors import printable
 
     for failure in set_aside(manifest, manifest.done()):
         told = "\t".join(printable(str(value)) for value in failure)

@@ -7,7 +7,6 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from ..errors import MgenError
 from . import options as o
 from . import predict
 
@@ -19,7 +18,6 @@ def start(task: str | None, given: dict[str, Any], chosen: dict[str, Any]) -> No
     from .labels import compare, find_labels, tell
 
     y_col, as_json, plan_only = chosen.pop("y_col"), chosen.pop("as_json"), given.pop("plan_only")
-    check_extra()
     asked = predict.ask(task, given, chosen)
     asked.check(plan_only)
     config, rows = asked.open()
@@ -80,14 +78,3 @@ def test(
         "label_stats": label_stats,
         "as_json": as_json,
     }
-
-
-def check_extra() -> None:
-    """Raises `MgenError` where what computes metrics is not installed."""
-    import importlib.util
-
-    missing = [n for n in ("torchmetrics", "matplotlib") if importlib.util.find_spec(n) is None]
-    if missing:
-        raise MgenError(
-            f"mgen test needs {' and '.join(missing)}", f"run: pip install {' '.join(missing)}"
-        )

@@ -208,9 +208,9 @@ def test_an_output_that_cannot_be_written(tmp_path, data, disk):
 )
 def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(tmp_path, disk, pool, reason):
     folder, mount = disk
+    mount("size=20k")  # room for the numbers of "mean", and not for all that goes with them
     rows = [f"r{n},{'ACGT' * 20}{'ACGT'[n % 4] * (n + 1)}" for n in range(60)]
     (tmp_path / "in.csv").write_text("\n".join(["id,sequence", *rows]) + "\n")
-    # A batch a row, a file a batch: more of the disk than the numbers alone would take.
     words = ("embed", "in.csv", *DUMMY, "--output", folder / "out", "--batch-tokens", 90)
     told = mgen(tmp_path, *words, "--pool", pool)
     assert reason in told

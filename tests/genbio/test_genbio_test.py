@@ -240,15 +240,6 @@ def test_what_has_no_labels(case):
     assert "the task embed predicts nothing that labels tell" in one.said
 
 
-def test_a_missing_extra_is_told_before_anything_runs(case):
-    one = case(ONEHOT)
-    code = "import sys; sys.modules['torchmetrics'] = None; from mgen_core.cli import main; main()"
-    one.test(code=1, script=f"-c {code}")
-    assert one.said == (
-        "error: mgen test needs torchmetrics\n  try: run: pip install torchmetrics\n"
-    )
-
-
 def test_only_the_plan(case):
     one = case(ONEHOT)
     assert one.test("--plan-only") == "" and "disk" in one.said
