@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mgen_core import Backbone, BackboneCard, Reader, ReaderCard, ReaderOptions, hookimpl
+from mgen_core import (
+    Backbone,
+    BackboneCard,
+    Reader,
+    ReaderCard,
+    ReaderOptions,
+    Writer,
+    WriterCard,
+    hookimpl,
+)
 
 from .options import AnnDataOptions, CellOptions, GeneOptions, TissueOptions
 
@@ -89,6 +98,15 @@ READERS = (
 )
 
 
+def _write_h5ad(card: WriterCard) -> Writer:
+    from .writers.anndata import AnnDataWriter
+
+    return AnnDataWriter(card)
+
+
+WRITERS = (WriterCard("h5ad", ".h5ad", "AnnData, vectors in obsm", _write_h5ad),)
+
+
 @hookimpl
 def mgen_backbones() -> Sequence[BackboneCard]:
     """The backbones of cells that ModelGenerator names."""
@@ -99,3 +117,9 @@ def mgen_backbones() -> Sequence[BackboneCard]:
 def mgen_readers() -> Sequence[ReaderCard]:
     """Files of counts."""
     return READERS
+
+
+@hookimpl
+def mgen_writers() -> Sequence[WriterCard]:
+    """AnnData."""
+    return WRITERS

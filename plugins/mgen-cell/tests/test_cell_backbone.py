@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from mgen_cell.cell import Cell, Genes, Neighbourhood
 from mgen_cell.genes import Aligned
@@ -63,6 +63,7 @@ def test_places_that_the_position_table_lacks_are_set_aside(tissue_weights: Path
         backbone.prepare(Row(0, "", cell))
 
 
+@settings(max_examples=20, deadline=None)
 @given(st.randoms())
 def test_the_order_of_the_genes_and_unknown_ones_change_nothing(draw: random.Random) -> None:
     names = [*NAMES, "X1", "X2"]

@@ -11,7 +11,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from mgen_cell.plugin import READERS
 from mgen_cell.readers import matrix
@@ -57,6 +57,7 @@ def test_every_kind_of_matrix_is_the_same_table(
     assert table_of(rows) == COUNTS.tolist()
 
 
+@settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.lists(st.integers(0, 3), min_size=3, max_size=3), min_size=1, max_size=9),
     st.integers(1, 7),
