@@ -186,16 +186,25 @@ class Volatile(Watched):
     def rename(self, old: Path, new: Path) -> None:
         with self._lock:
             super().rename(old, new)
-            folder, name = self._place(old)
-            assert self._place(new)[0] is folder
-            file = folder.cached[name]
+            (source, name), (target, _) = self._place(old), self._place(new)
+            file = source.cached[name]
 
-            def move(names: dict[str, File | Folder]) -> None:
+            def leave(names: dict[str, File | Folder]) -> None:
                 if names.get(name) is file:
                     del names[name]
+
+            def arrive(names: dict[str, File | Folder]) -> None:
                 names[new.name] = file
 
-            folder.change(move)
+            def move(names: dict[str, File | Folder]) -> None:
+                leave(names)
+                arrive(names)
+
+            if source is target:
+                source.change(move)  # both, or neither: file systems promise that much
+            else:
+                source.change(leave)
+                target.change(arrive)
 
     def remove(self, path: Path) -> None:
         with self._lock:

@@ -50,7 +50,9 @@ def start(
 
 def merged(run: Path, catalog: Catalog) -> Path:
     """What `mgen merge` does, in this process; where the file is."""
-    return merge(run, run.parent / f"{run.name}.parquet", catalog, Selection()).path
+    target = run.parent / f"{run.name}.parquet"
+    merge(run, target, catalog, Selection())
+    return target
 
 
 def acknowledged(run: Path) -> list[Done]:
@@ -87,7 +89,8 @@ def sha256(path: Path) -> str:
 
 
 def temporaries(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.rglob("*.tmp"))
+    """What is on its way to become a file is hidden."""
+    return sorted(path.name for path in folder.rglob(".*"))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
