@@ -6,6 +6,7 @@
     failed/rank-00000/batch-00000017.jsonl
     done/rank-00000.jsonl        one line a part: what it holds and its checksum
     run.lock                     held while a process is at work here
+    merged.json                  where the rows are, once a merge has deleted the parts
     metrics.json                 of `mgen test`, with confusion.png or scatter.png
 
 Parts are found through the done-logs, never by looking what lies in the folder.
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 RECORD = "run.json"
 LOCK = "run.lock"
+MERGED = "merged.json"
 PARTS = "parts"
 PLAN_FAILURES = "failed/plan.jsonl"
 DIGESTS = ("input", "weights", "head")
@@ -45,6 +47,7 @@ OURS = (
     "done",
     "failed",
     LOCK,
+    MERGED,
     "metrics.json",
     "confusion.png",
     "scatter.png",

@@ -111,12 +111,7 @@ def complete(manifest: Manifest, selection: Selection) -> list[Done]:
     """The done parts. Raises `RunError` naming the batches that are missing, unless allowed."""
     done = manifest.done()
     missing = manifest.missing(done)
-    if missing and (files := spent.merged_files(manifest)):
-        raise RunError(
-            f"the parts of {manifest.folder} were deleted after merging them to "
-            f"{listed(files, FEW)}",
-            f"use that; {manifest.command()} would compute them again",
-        )
+    spent.check(manifest, missing)
     if missing and not selection.allow_missing:
         raise RunError(
             f"{len(missing):,} of {manifest.batches:,} batches are missing "

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from . import manifest as manifests
-from . import storage
+from . import spent, storage
 from .config import RunConfig
 from .errors import RunError
 from .job import Job
+from .join import LAUNCHER, LOCAL
 from .manifest import Manifest
 from .objects import ObjectPath
 from .plan import PlanSettings, Survey
@@ -51,7 +52,8 @@ def identify(
 def reopen(config: RunConfig, identity: dict[str, Any]) -> Manifest | None:
     """The run that the folder holds, if it is this very run; None when there is none.
 
-    Raises `RunError` for a folder with another run, or with files that are not ours.
+    Raises `RunError` for a folder with another run, or with files that are not ours, or with a run
+    whose parts were deleted after a merge.
     """
     folder = config.output
     storage.remove_temporaries(folder, manifests.WRITTEN)
@@ -68,6 +70,7 @@ def reopen(config: RunConfig, identity: dict[str, Any]) -> Manifest | None:
     begun = Manifest.open(folder)
     if changes := manifests.difference(begun.record["identity"], identity):
         raise _another_run(folder, changes)
+    spent.check(begun, begun.missing(begun.done()))
     return begun
 
 
@@ -145,6 +148,8 @@ def _record(
 def _command() -> list[str]:
     """What was typed, as it can be typed again; a notebook's own name says where to look."""
     program = Path(sys.argv[0])
+    if os.environ.get(LAUNCHER) == LOCAL:  # mgen has started this rank itself
+        return ["mgen", *sys.argv[1:]]
     if program.name == "__main__.py":
         return ["python", "-m", program.parent.name, *sys.argv[1:]]
     return [program.name, *sys.argv[1:]]

@@ -9,9 +9,7 @@ from pathlib import Path
 
 from . import storage
 from .errors import RunError
-from .manifest import RECORD, Done, Manifest
-
-MERGED = "merged.json"
+from .manifest import MERGED, RECORD, Done, Manifest
 
 
 def delete_parts(manifest: Manifest, done: Sequence[Done], files: Sequence[Path]) -> None:
@@ -20,6 +18,17 @@ def delete_parts(manifest: Manifest, done: Sequence[Done], files: Sequence[Path]
     storage.write_text(manifest.folder / MERGED, json.dumps(record, indent=1) + "\n")
     for part in done:
         storage.remove(manifest.folder / part.file)
+
+
+def check(manifest: Manifest, missing: Sequence[int]) -> None:
+    """Raise `RunError` where batches are missing because their parts were deleted after a merge."""
+    files = merged_files(manifest) if missing else []
+    if files:
+        more = f" to {files[-1]}" if len(files) > 1 else ""
+        raise RunError(
+            f"the parts of {manifest.folder} were deleted after merging them to {files[0]}{more}",
+            f"use that, or compute all again: {manifest.command()} --overwrite",
+        )
 
 
 def merged_files(manifest: Manifest) -> list[str]:

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import toy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -18,11 +19,14 @@ from mgen_core import MgenError, Row, RunError, WriterCard, order, result, spent
 from mgen_core.catalog import discover
 from mgen_core.cli import app
 from mgen_core.columns import HostColumn, to_table
+from mgen_core.config import make_config
 from mgen_core.errors import Stopped
 from mgen_core.manifest import FORMAT, RECORD, Manifest
 from mgen_core.merge import Selection, merge, read
 from mgen_core.parts import Computed, write_parts
 from mgen_core.plan import Batch, Entry, Failure
+from mgen_core.run import run
+from mgen_core.screen import Screen
 
 CATALOG = discover()
 WIDTH = 3
@@ -315,9 +319,24 @@ def test_parts_are_deleted_on_request_and_the_run_says_where_its_rows_are(tmp_pa
     with pytest.raises(RunError, match="were deleted after merging") as caught:
         merge(run, tmp_path / "b.parquet", CATALOG, Selection())
     assert str(path) in caught.value.what
+    told = CliRunner().invoke(app, ["status", str(run)]).stdout
+    assert f"to {path}; then the parts were deleted" in told and "next" not in told
     assert spent.merged_files(Manifest.open(run)) == [str(path)]
     (run / RECORD).write_text((run / RECORD).read_text() + "\n")  # another run took its place
     assert spent.merged_files(Manifest.open(run)) == []
+
+
+def test_a_start_after_parts_were_deleted_computes_nothing_again(tmp_path):
+    data = toy.write_csv(tmp_path / "in.csv", ["ACD", "GG"])
+    values = {"task": "embed", "backbone": "toy", "data": str(data), "output": tmp_path / "run"}
+    run(make_config(values), toy.catalog(), Screen())
+    merge(tmp_path / "run", None, toy.catalog(), Selection(), delete_parts=True)
+    with pytest.raises(RunError, match="were deleted after merging") as caught:
+        run(make_config(values), toy.catalog(), Screen())
+    assert "--overwrite" in caught.value.hint
+    run(make_config({**values, "overwrite": True}), toy.catalog(), Screen())
+    assert read(tmp_path / "run", toy.catalog(), Selection()).num_rows == 2
+    assert not (tmp_path / "run/merged.json").exists()
 
 
 def test_parts_stay_where_the_file_does_not_read_back(tmp_path, monkeypatch):

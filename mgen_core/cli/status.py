@@ -42,6 +42,7 @@ def facts(manifest: Manifest) -> dict[str, Any]:
     import shlex
 
     from ..aside import kinds
+    from ..spent import merged_files
 
     folder = shlex.quote(str(manifest.folder))
     done = manifest.done()
@@ -59,6 +60,7 @@ def facts(manifest: Manifest) -> dict[str, Any]:
         "batches": manifest.batches,
         "batches_done": manifest.batches - len(missing),
         "batches_missing": missing,
+        "merged": merged_files(manifest) if missing else [],
         "next": manifest.command() if missing else f"mgen merge {folder}",
     }
 
@@ -74,6 +76,9 @@ def show(found: dict[str, Any], run: Path) -> None:
     typer.echo(f"{run}: {found['task']} with {found['backbone']}")
     typer.echo(f"  rows      {found['rows_done']:,} of {found['rows']:,} done")
     typer.echo(f"  batches   {found['batches_done']:,} of {found['batches']:,} done")
+    if found["merged"]:
+        typer.echo(f"  merged    to {listed(found['merged'], 3)}; then the parts were deleted")
+        return
     if found["batches_missing"]:
         batches = listed(found["batches_missing"])
         typer.echo(f"  missing   {rows(found['rows_missing'])}: batches {batches}")

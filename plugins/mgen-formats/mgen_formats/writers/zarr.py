@@ -106,7 +106,7 @@ class _Chunked:
     ) -> None:
         self._archive, self._name, self._dtype, self._shape = archive, name, dtype, shape
         entry = dtype.itemsize * math.prod(shape)
-        self._most = CHUNK_TEXTS if dtype == object else max(1, CHUNK_BYTES // max(entry, 1))
+        self._most = CHUNK_TEXTS if dtype.hasobject else max(1, CHUNK_BYTES // max(entry, 1))
         self._held: list[Array] = []
         self._length = self._rows = 0
         self._chunks = 0
@@ -130,7 +130,7 @@ class _Chunked:
             last = np.concatenate(self._held)
             blank = np.full((chunk - len(last), *self._shape), self._fill, self._dtype)
             self._put(np.concatenate([last, blank]))  # every chunk of an array is of one size
-        text = self._dtype == object
+        text = self._dtype.hasobject
         little = {"name": "bytes", "configuration": {"endian": "little"}}
         about = {
             "shape": [self._rows, *self._shape],
@@ -151,10 +151,10 @@ class _Chunked:
 
     @property
     def _fill(self) -> Any:
-        return "" if self._dtype == object else self._dtype.type(0).item()
+        return "" if self._dtype.hasobject else self._dtype.type(0).item()
 
     def _put(self, values: Array) -> None:
-        content = _packed(values) if self._dtype == object else values.tobytes()
+        content = _packed(values) if self._dtype.hasobject else values.tobytes()
         _put(self._archive, _key(self._name, self._chunks, self._shape), content)
         self._chunks += 1
 
