@@ -15,22 +15,26 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-WAITS_S = (0.5, 1.0, 2.0)
+WAITS_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Before each further try."""
 PATIENCE_S = 20.0
 """After so long there is no further try: the file system has tried again by itself already."""
 
+OPTIONS = {"s3": {"config_kwargs": {"retries": {"total_max_attempts": 2}}}}
+"""Of file systems, where the user has none. s3fs tries five times what botocore has tried so often:
+with its default, a server that never answers is told of after six minutes."""
+
 AGAIN = "check the network and the store; the same command goes on where this one stopped"
 
 
-def ask(verb: str, path: ObjectPath, question: Callable[[Any, str], T]) -> T:
+def ask(verb: str, path: ObjectPath, question: Callable[[Any, str], T], *, again: bool = True) -> T:
     """What the store answers; `question` gets its file system and the path there.
 
-    It may be asked more than once. Raises `FileNotFoundError` when the file to read is not there,
-    and `RunError` for all else.
+    With `again` it may be asked more than once. Raises `FileNotFoundError` when the file to read is
+    not there, and `RunError` for all else.
     """
     began = time.monotonic()
-    for wait in (*WAITS_S, None):
+    for wait in (*(WAITS_S if again else ()), None):
         try:
             return question(*_store(path))
         except MgenError:
@@ -39,7 +43,7 @@ def ask(verb: str, path: ObjectPath, question: Callable[[Any, str], T]) -> T:
             if isinstance(error, FileNotFoundError) and verb == "read":
                 raise no_such(path) from error
             if wait is None or _final(error) or time.monotonic() - began > PATIENCE_S:
-                raise store_error(verb, path, error) from error
+                raise _store_error(verb, path, error) from error
             time.sleep(wait)
     raise AssertionError("the last try returns or raises")
 
@@ -49,7 +53,7 @@ def no_such(path: ObjectPath) -> FileNotFoundError:
     return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
 
 
-def store_error(verb: str, path: ObjectPath, error: Exception) -> RunError:
+def _store_error(verb: str, path: ObjectPath, error: Exception) -> RunError:
     """What the store said, in the user's words."""
     reason = getattr(error, "strerror", None) or (isinstance(error, OSError) and str(error))
     hint = AGAIN
@@ -82,10 +86,12 @@ def _final(error: Exception) -> bool:
 
 
 def _store(path: ObjectPath) -> tuple[Any, str]:
+    from fsspec.config import conf
     from fsspec.core import url_to_fs
 
+    options = {} if path.scheme in conf else OPTIONS.get(path.scheme, {})
     # What other processes have put there must be seen: nothing is remembered.
-    store, key = url_to_fs(str(path), use_listings_cache=False)
+    store, key = url_to_fs(str(path), use_listings_cache=False, **options)
     store.invalidate_cache()
     return store, key
 

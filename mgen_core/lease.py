@@ -53,16 +53,12 @@ class Lease:
     def take(self, *, shared: bool) -> None:
         """Raises `RunError` when another process is at work that does not share."""
         self._kind = SHARED if shared else ALONE
-        self._put()
-        others = [name for name in self._others() if not shared or name.startswith(ALONE)]
-        if others:
-            remove_file(self.path)
-            who = others[0].partition("-")[2].rpartition("-")[0]
-            raise RunError(
-                f"another mgen ({who}) is at work in {self.folder.parent}",
-                f"wait for it, stop it, or choose another --output; if it was killed, wait "
-                f"{STALE_S:.0f} s",
-            )
+        try:
+            self._put()
+            self._give_way(shared=shared)
+        except BaseException:
+            self._remove()
+            raise
         self._renewal.start()
 
     def share(self) -> None:
@@ -90,7 +86,20 @@ class Lease:
         """This process is through."""
         self._over.set()
         if self._renewal.is_alive():
-            self._renewal.join()
+            self._renewal.join(timeout=RENEW_S)  # a store may keep it waiting
+        self._remove()
+
+    def _give_way(self, *, shared: bool) -> None:
+        others = [name for name in self._others() if not shared or name.startswith(ALONE)]
+        if others:
+            who = others[0].partition("-")[2].rpartition("-")[0]
+            raise RunError(
+                f"another mgen ({who}) is at work in {self.folder.parent}",
+                f"wait for it, stop it, or choose another --output; if it was killed, wait "
+                f"{STALE_S:.0f} s",
+            )
+
+    def _remove(self) -> None:
         with contextlib.suppress(RunError):  # it grows old by itself
             remove_file(self.path)
 

@@ -269,7 +269,9 @@ class _Reading(io.RawIOBase):
         return int(self._file.tell())
 
     def readinto(self, buffer: Any) -> int:
-        found = ask("read", self._path, lambda *_: self._read(len(buffer)))
+        # A file of unknown size is a stream, which has no second try.
+        again = self._file.size is not None
+        found = ask("read", self._path, lambda *_: self._read(len(buffer)), again=again)
         buffer[: len(found)] = found
         return len(found)
 

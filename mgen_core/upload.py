@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO, cast
 
-from .asking import AGAIN, ask, store_error
+from .asking import AGAIN, ask
 from .errors import RunError
 from .objects import AT_ONCE, BUFFER, ObjectPath, sizes
 from .stream import Stream, Written
@@ -49,7 +49,7 @@ class Upload(Stream):
         if self._file is None:
             ask("write", self._path, lambda store, key: store.pipe_file(key, bytes(self._held)))
         else:
-            self._try(self._file.close)
+            ask("write", self._path, lambda *_: self._file.close(), again=False)
         self._over = True
         self._held.clear()
         size = int(ask("write", self._path, lambda store, key: store.info(key)["size"]))
@@ -73,13 +73,8 @@ class Upload(Stream):
         return store.open(key, "wb", block_size=SMALL)
 
     def _send(self, data: bytes) -> None:
-        self._try(lambda: self._file.write(data))
-
-    def _try(self, call: Callable[[], object]) -> None:
-        try:
-            call()
-        except Exception as error:
-            raise store_error("write", self._path, error) from error
+        # The file system has tried again by itself; what it holds by now, nobody knows.
+        ask("write", self._path, lambda *_: self._file.write(data), again=False)
 
 
 def put_all(files: Mapping[ObjectPath, Callable[[BinaryIO], object]]) -> dict[ObjectPath, Written]:
