@@ -1,10 +1,15 @@
 """An input that changes between two starts, or while it is read: what was planned is computed."""
 
+import copy
+from collections import Counter
+
+import numpy as np
 import pytest
 import toy
 from faults import tiny
 
-from mgen_core import InputError, Rows, RunError
+from mgen_core import InputError, Row, Rows, RunError
+from mgen_core.plan import Batch, Entry, Window
 
 BEFORE = ["ACD", "FFGH", "GH" * 9, "ACD", "E" * 14, "CC", "HAC", "DEF" * 5, "AA"]
 
@@ -77,3 +82,30 @@ def test_an_input_that_changed_between_two_starts_is_refused(tmp_path, catalog):
     with pytest.raises(RunError, match="input has changed") as caught:
         tiny.start(data, tmp_path / "run", catalog)
     assert "--overwrite" in caught.value.hint
+
+
+def digest(data, **fields):
+    entry = Entry(3, (Row(0, "a", data, fields),))
+    return Window(0, 1, (Batch(0, (entry,), 3),), (), Counter()).digest()
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("ACD", "ACE"),
+        (np.arange(3), np.array([0, 1, 3])),
+        (np.ones((2, 4), np.float16)[:, ::2], np.ones((2, 2), np.float16) * 2),
+        ({"genes": np.arange(2), "counts": [1, 2]}, {"genes": np.arange(2), "counts": [1, 3]}),
+        (("AC", b"D"), ("AC", b"E")),
+        (None, 0),
+    ],
+)
+def test_data_of_any_kind_is_told_from_other_data(one, other):
+    assert digest(one) == digest(copy.deepcopy(one)) != digest(other)
+    assert digest("A", more=one) == digest("A", more=copy.deepcopy(one)) != digest("A", more=other)
+
+
+def test_data_without_bytes_is_not_taken_for_other_data():
+    """It would be refused at every start: what `repr` tells of an object is where it lies."""
+    assert digest(object()) == digest(object())
+    assert digest(np.array([object()])) == digest(np.array([object()]))
