@@ -31,11 +31,11 @@ from .api import (
 )
 from .errors import InputError, MgenError, PluginError, RowError, RunError, WeightsError
 from .hookspecs import hookimpl
-from .objects import place
 
 if TYPE_CHECKING:
     from .aside import failures
     from .notebook import embed, infer, read, run_task
+    from .objects import place
 
 __version__ = "0.1.0"
 
@@ -81,6 +81,10 @@ def __getattr__(name: str) -> Any:
         from .aside import failures
 
         return failures
+    if name == "place":
+        from .objects import place
+
+        return place
     if name in ("embed", "infer", "read", "run_task"):
         from . import notebook
 

@@ -11,8 +11,6 @@ import io
 import os
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple, cast
@@ -216,6 +214,8 @@ def facts(folder: ObjectPath) -> dict[str, Facts]:
 
 
 def _facts(info: Mapping[str, Any]) -> Facts:
+    from datetime import datetime
+
     names = ("LastModified", "mtime", "last_modified", "updated", "created")
     when = next((info[name] for name in names if info.get(name)), None)
     if isinstance(when, str):
@@ -227,6 +227,8 @@ def _facts(info: Mapping[str, Any]) -> Facts:
 
 def new_files(folder: ObjectPath, pattern: str) -> Iterator[list[bytes]]:
     """At each step the files that came to the folder since the one before, oldest first."""
+    from concurrent.futures import ThreadPoolExecutor
+
     seen: set[str] = set()
     looked = float("-inf")
     while True:

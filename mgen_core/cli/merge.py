@@ -10,7 +10,6 @@ from typing import Annotated, Optional
 
 import typer
 
-from ..objects import place
 from . import options as o
 
 
@@ -19,7 +18,7 @@ def merge(
     to: Annotated[
         Optional[Path],
         typer.Option(
-            parser=place,
+            parser=o.place,
             metavar="FILE|URL",
             help="The file to write. Default: RUN.parquet, beside RUN.",
         ),

@@ -11,9 +11,15 @@ from typing import Annotated, Any, Optional
 import typer
 
 from ..errors import MgenError
-from ..objects import place
 
 INPUT, MODEL, OUTPUT, RUN, RANKS = "Input", "Model", "Output", "Run", "Several processes"
+
+
+def place(text: str) -> Path:
+    """A path, or what stands for one on an object store."""
+    from ..objects import place
+
+    return place(text)
 
 
 class Dtype(str, Enum):
