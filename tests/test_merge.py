@@ -1,9 +1,11 @@
 """Merge: every row once and in order, in bounded memory, all of a file or nothing of it."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -401,3 +403,17 @@ def test_rows_twice_or_missing_or_from_elsewhere(tmp_path):
         log.write_text("".join(json.dumps(line) + "\n" for line in [first, *lines[1:]]))
         with pytest.raises(RunError, match=told):
             read(run, CATALOG, Selection())
+
+
+def test_the_bench_measures_both_shapes(tmp_path):
+    bench = Path(__file__).parent.parent / "bench/merge.py"
+    words = [sys.executable, str(bench), "--share", "0.0004", "--rounds", "1"]
+    told = subprocess.run(
+        words,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    assert told.stdout.count("a vector a") == 2
+    assert names(tmp_path) == []
