@@ -8,7 +8,7 @@ from mgen_core.catalog import discover
 from mgen_core.testing import check_backbone, check_card, check_light
 
 CARDS = [offer.card for offer in discover().offers(BackboneCard)]
-WITHOUT_WEIGHTS = [card.name for card in CARDS if not card.weights and card.name != "huggingface"]
+WITHOUT_WEIGHTS = [card.name for card in CARDS if not card.weights and not card.weights_required]
 
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)

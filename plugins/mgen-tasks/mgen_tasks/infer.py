@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -49,6 +50,8 @@ class Infer(Task):
                 f"{backbone.card.name} has no residue letters in its vocabulary",
                 "leave out --alphabet residues",
             )
+        if len(self.used) == 1 and self.kind != "logits":
+            _refuse_single(backbone, "use --kind logits")
 
     @property
     def metadata(self) -> Mapping[str, str]:  # type: ignore[override]
@@ -100,8 +103,10 @@ class Likelihood(Task):
                 "leave them out, or leave out --score",
             )
         self.masked = options.score == "masked-pll"
-        self._check_scoring()
         self.used = [number for number, name in enumerate(backbone.vocabulary) if name]
+        if len(self.used) == 1:
+            _refuse_single(backbone, "leave out --score, use --kind logits")
+        self._check_scoring()
         self.place = {number: place for place, number in enumerate(self.used)}
 
     def variants(self, row: Row) -> Sequence[Row]:
@@ -171,3 +176,8 @@ def _check_vocabulary(backbone: Backbone) -> None:
 
 def _is_letter(name: str) -> bool:
     return len(name) == 1 and name.isalpha()
+
+
+def _refuse_single(backbone: Backbone, hint: str) -> NoReturn:
+    # Of one number a softmax is always 1.
+    raise MgenError(f"{backbone.card.name} gives one number a token, no probabilities", hint)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import mgen_core
-from mgen_core import BackboneCard, MgenError, Row, Want
+from mgen_core import BackboneCard, MgenError, Row, TaskCard, Want
 from mgen_core.alphabet import hide
 from mgen_core.catalog import discover
 from mgen_core.checkpoint import seeded_checkpoint
@@ -108,3 +108,15 @@ def test_what_cannot_be_scored_is_refused():
         infer(score="pll", kind="logits")
     with pytest.raises(MgenError, match="--kind and --alphabet do not go with it"):
         infer(score="pll", alphabet="residues")
+
+
+@pytest.mark.parametrize("options", [{"kind": "probs"}, {"kind": "tokens"}, {"score": "pll"}])
+def test_one_number_a_token_is_no_probability(options):
+    backbones = discover().find(BackboneCard, NAME)
+    backbone = backbones.load(backbones, backbones.options())
+    backbone.vocabulary = ("expression",)
+    card = discover().find(TaskCard, "infer")
+    card.load(card, card.options(kind="logits"), backbone)
+    with pytest.raises(MgenError, match="one number a token") as caught:
+        card.load(card, card.options(**options), backbone)
+    assert "--kind logits" in caught.value.hint
