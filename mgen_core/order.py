@@ -25,7 +25,7 @@ from .parts import open_part, read_part
 from .plan import Failure
 from .selection import Indices, RowFilter, Selection, integers, take
 
-MEMORY = 5 << 26  # of the parts that are held, decoded or on their way
+MEMORY = 7 << 25  # of the parts that are held, decoded or on their way
 CHUNK_BYTES = 1 << 24  # smaller parts of a window are joined to chunks of it
 SLICE_BYTES = 1 << 22  # rows are put in order so many bytes at a time
 READERS = 2
@@ -140,7 +140,6 @@ class Loader:
 
 def load(source: Source, keep: RowFilter | None, part: Done) -> Piece:
     """A part, read once. Wide columns are decoded only where rows of it are wanted."""
-    pa.default_memory_pool().release_unused()
     content = open_part(source.manifest, part)
 
     def read(names: Sequence[str]) -> pa.Table:
