@@ -39,10 +39,8 @@ class HostColumn:
         """(n,) bool: entries without NaN or infinity."""
         if isinstance(self.values, list) or not (self.bfloat16 or self.values.dtype.kind == "f"):
             return np.ones(len(self), dtype=bool)
-        good = (
-            (self.values & 0x7F80) != 0x7F80 if self.bfloat16 else np.isfinite(self.values)
-        ).reshape(len(self.values), -1)
-        by_value = good.all(axis=1)
+        good = (self.values & 0x7F80) != 0x7F80 if self.bfloat16 else np.isfinite(self.values)
+        by_value = good.all(axis=tuple(range(1, good.ndim)))
         if self.lengths is None:
             return np.asarray(by_value)
         bad = np.concatenate(([0], np.cumsum(~by_value)))

@@ -65,3 +65,8 @@ def test_failed_rows_are_null_but_for_their_reason():
     ).append(pa.field("error", pa.string()))
     table = null_rows(schema, [Failure(3, "x", "empty sequence")])
     assert table.to_pylist() == [{"row": 3, "id": "x", "e": None, "error": "empty sequence"}]
+
+
+def test_rows_without_any_entry_are_finite():
+    nothing = HostColumn(np.zeros((0, 4), dtype=np.float32), np.array([0, 0]))
+    assert nothing.finite().tolist() == [True, True]
