@@ -160,7 +160,7 @@ def plain(table: pa.Table | None, source: Source) -> pa.Table:
     """The columns that are kept in memory, in the types of the run."""
     schema = pa.schema([source.stored.field(name) for name in source.names])
     if table is None:
-        return schema.empty_table()
+        return pa.Table.from_batches([], schema)
     return table.select(source.names).cast(schema)
 
 

@@ -60,7 +60,7 @@ class RowFilter:
         self.schema = pa.schema([*scalars, pa.field(ERROR, pa.string())])
         self.expression = expression
         self._database = duckdb.connect(config={"enable_external_access": "false", "threads": "1"})
-        self(self.schema.empty_table())
+        self(pa.Table.from_batches([], self.schema))
 
     @property
     def names(self) -> list[str]:

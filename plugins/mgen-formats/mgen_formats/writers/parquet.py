@@ -31,7 +31,7 @@ class ParquetWriter(Writer):
     def write(self, file: BinaryIO, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
         refuse_bfloat16(schema, self.card.name)
         cut = groups(tables, schema)
-        first = next(cut, schema.empty_table())
+        first = next(cut, pa.Table.from_batches([], schema))
         with pq.ParquetWriter(file, schema, **_layout(first)) as written:
             for group in chain([first] if len(first) else [], cut):
                 written.write_table(group, row_group_size=len(group))
