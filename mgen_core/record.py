@@ -57,6 +57,7 @@ def reopen(config: RunConfig, identity: dict[str, Any]) -> Manifest | None:
     """
     folder = config.output
     storage.remove_temporaries(folder, manifests.WRITTEN)
+    storage.make_durable(folder)  # from here on what its logs tell counts as done
     if config.overwrite:
         return None
     if not (folder / manifests.RECORD).exists():

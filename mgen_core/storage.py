@@ -195,6 +195,22 @@ def sizes(folder: Path) -> dict[str, int]:
     return found
 
 
+def make_durable(folder: Path) -> None:
+    """The names in and of a run directory, and its logs: a killed process may not have come to it.
+
+    Raises `RunError` where that fails.
+    """
+    if isinstance(folder, ObjectPath):
+        return
+    try:
+        with contextlib.suppress(PermissionError):  # a parent that may be passed, not read
+            sync(folder.parent)
+        for path in (folder, *folder.glob("*/"), *folder.glob("*/rank-*")):
+            sync(path)
+    except OSError as error:
+        raise disk_error(error, folder) from error
+
+
 def remove_temporaries(folder: Path, names: Iterable[str]) -> None:
     """What writers that were killed have left of files of these names, or patterns of names."""
     if isinstance(folder, ObjectPath):

@@ -223,6 +223,11 @@ class Volatile(Watched):
             made = Folder()
             folder.change(lambda names: names.update({name: made}))
 
+    def go_on(self, k: int) -> None:
+        """It was the process that died: the cache is still there, and the next one begins."""
+        self._open.clear()
+        self.left, self.lost = k, False
+
     def restore(self, draw: random.Random) -> None:
         """Lay out below `root` what is left after the power loss."""
         shutil.rmtree(self.root)

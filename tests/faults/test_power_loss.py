@@ -75,6 +75,29 @@ def test_what_was_acknowledged_outlives_the_power(
         pytest.fail(f"a run makes over {MOST} changes")
 
 
+def test_killed_and_then_the_power_goes(tmp_path, source, catalog, monkeypatch, tally):
+    """What a killed process had not made durable, and the next one counts as done."""
+    disk_folder = tmp_path / "disk"
+    run = disk_folder / "run"
+    for k, seed in ((k, seed) for k in range(1, MOST) for seed in range(TRIES)):
+        shutil.rmtree(disk_folder, ignore_errors=True)
+        disk_folder.mkdir()
+        disk = Volatile(disk_folder, k)
+        with monkeypatch.context() as patch:
+            patch.setattr(storage, "disk", disk)
+            with contextlib.suppress(PowerLost):
+                tiny.start(source.data, run, catalog)
+            if not disk.lost:
+                break
+            disk.go_on(10 * MOST)
+            tiny.start(source.data, run, catalog)
+        disk.restore(random.Random(1000 * k + seed))
+        with tally.recovering("killed, then power loss") as check:
+            check.same(tiny.merged(run, catalog), source.merged)
+    else:
+        pytest.fail(f"a run makes over {MOST} changes")
+
+
 def test_a_merged_file_is_the_old_one_or_the_new_one(tmp_path, source, catalog, monkeypatch, tally):
     disk_folder = tmp_path / "disk"
     old = b"a merged file of last year"
