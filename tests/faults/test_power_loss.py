@@ -16,7 +16,7 @@ from faults.tiny import another, fresh, half
 
 from mgen_core import RunError, storage
 
-TRIES = 20 if os.environ.get("MGEN_TEST_FAULTS") == "1" else 1
+TRIES = 8 if os.environ.get("MGEN_TEST_FAULTS") == "1" else 1
 MOST = 1000
 
 
