@@ -71,6 +71,8 @@ def disconnect() -> None:
     """Close what `connect` opened."""
     if dist.is_initialized():
         dist.destroy_process_group()
+    if "RANK" not in os.environ:  # no launcher's: it would tell the next mgen of one
+        os.environ.pop("LOCAL_RANK", None)
 
 
 class Group:

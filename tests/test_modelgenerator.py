@@ -462,7 +462,7 @@ def test_the_writer_in_our_terms(translated):
     ("sources", "what", "hint"),
     [
         ([("--model.backbone", "aido_dna_dumy")], "no backbone", "did you mean aido_dna_dummy?"),
-        ([("--model.backbone", "enformer")], "no backbone 'enformer'", "supported: aido_dna_300m"),
+        ([("--model.backbone", "enformer")], "no backbone 'enformer'", "aido_dna_300m, aido"),
         ([("--model.backbone", "null")], "no model.backbone", "--model.backbone NAME"),
         ([("--model", "SequenceClassification")], "no model.adapter", "--model.adapter"),
         ([("--model.backbone.from_scratch", "true")], "from_scratch", "numbers would differ"),

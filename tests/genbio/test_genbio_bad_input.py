@@ -115,8 +115,12 @@ def as_new_protocol(content, path):
     torch.save(content, path, pickle_protocol=4)
 
 
-def as_pickle(content, path):
-    path.write_bytes(pickle.dumps(content))
+def test_a_pickle_that_is_not_of_torch_runs_nothing(tmp_path, published, refused):
+    folder, proof = published("rnabert", "bin"), tmp_path / "proof"
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"extra": Attack(proof)}))
+    told = refused("in.csv", "--backbone", DNA, "--weights", folder)
+    assert not proof.exists()
+    assert "a pickle, but not one of PyTorch" in told
 
 
 @pytest.mark.parametrize(
@@ -124,8 +128,7 @@ def as_pickle(content, path):
     [
         (as_torch, "it asks for posix.mkdir, which is code"),
         (as_old_torch, "it asks for posix.mkdir, which is code"),
-        (as_new_protocol, "may hold code"),
-        (as_pickle, "may hold code"),
+        (as_new_protocol, "it asks for posix.mkdir, which is code"),
     ],
 )
 def test_a_pickle_that_would_run_code(save, reason, tmp_path, published, refused):
