@@ -35,16 +35,28 @@ def failures(run: str | Path) -> Iterator[Failure]:
 
 def set_aside(manifest: Manifest, done: Sequence[Done]) -> Iterator[Failure]:
     """The same of an opened run: what failed in the plan, and in the batches that are done."""
-    planned = manifest.planned_failures()
-    later = next(planned, None)
+    planned = Failures(manifest.planned_failures())
     for first, rows, _, parts in manifest.by_window(done):
-        found: list[Failure] = []
-        while later is not None and later.row < first + rows:
-            found.append(later)
-            later = next(planned, None)
+        found = planned.before(first + rows)
         for part in parts:
             found.extend(manifest.part_failures(part))
         yield from sorted(found)
+
+
+class Failures:
+    """Rows set aside, taken in input order."""
+
+    def __init__(self, failures: Iterator[Failure]) -> None:
+        self._failures = failures
+        self._next = next(failures, None)
+
+    def before(self, row: int) -> list[Failure]:
+        """Those before a row that were not taken yet."""
+        found = []
+        while self._next is not None and self._next.row < row:
+            found.append(self._next)
+            self._next = next(self._failures, None)
+        return found
 
 
 def kinds(manifest: Manifest, done: Sequence[Done]) -> Counter[str]:
@@ -110,9 +122,9 @@ class Trial:
 
 def nothing_done(manifest: Manifest) -> MgenError:
     """What to say of a run that has come to its end without a row."""
-    found = set_aside(manifest, manifest.done())
-    (kind, _), *_ = kinds(manifest, manifest.done()).most_common(1)
-    example = next(failure for failure in found if failure.kind == kind)
+    done = manifest.done()
+    (kind, _), *_ = kinds(manifest, done).most_common(1)
+    example = next(failure for failure in set_aside(manifest, done) if failure.kind == kind)
     what = f"none of the {manifest.rows:,} rows could be computed"
     error = hopeless(what, example)
     error.hint += "; --overwrite tries these rows again"

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from .api import Writer
-from .aside import set_aside
+from .aside import Failures, set_aside
 from .columns import ERROR, ROW, null_rows
 from .errors import RunError
 from .manifest import Done, Manifest
@@ -173,22 +173,6 @@ def wanted(
     if keep is None:
         return failures
     return [failures[place] for place in keep(null_rows(keep.schema, failures)).tolist()]
-
-
-class Failures:
-    """Rows set aside, taken in input order."""
-
-    def __init__(self, failures: Iterator[Failure]) -> None:
-        self._failures = failures
-        self._next = next(failures, None)
-
-    def before(self, row: int) -> list[Failure]:
-        """Those before a row that were not taken yet."""
-        found = []
-        while self._next is not None and self._next.row < row:
-            found.append(self._next)
-            self._next = next(self._failures, None)
-        return found
 
 
 def check_rows(found: Indices, first: int, rows: int, *, whole: bool) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import accumulate
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from .api import Columns
 from .columns import HostColumn, end_to_end
@@ -13,17 +12,8 @@ from .errors import RowError
 from .plan import Batch, Work
 from .turns import Fault
 
-
-class Collector(Protocol):
-    """What takes columns off the device: an engine."""
-
-    def collect(
-        self,
-        found: Sequence[Columns],
-        counts: Sequence[int],
-        stored: StoredDtype,
-        places: Sequence[int] | None = None,
-    ) -> dict[str, HostColumn]: ...
+if TYPE_CHECKING:
+    from .engine import Engine
 
 
 class Outcome:
@@ -55,7 +45,7 @@ class Outcome:
         """Whether all passes were added."""
         return self._seen == len(self._owners)
 
-    def columns(self, engine: Collector, stored: StoredDtype) -> dict[str, HostColumn]:
+    def columns(self, engine: Engine, stored: StoredDtype) -> dict[str, HostColumn]:
         """Columns of the entries that have no reason, in their order; none when there is none.
 
         What fails over all of them is tried one by one, which may add reasons.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from mgen_core import (
     Backbone,
@@ -34,7 +35,7 @@ def load_tissue(card: BackboneCard, options: TissueOptions) -> Backbone:
     return TissueBackbone(card, options)
 
 
-def _cell(name: str, width: int, millions: int, model: str) -> BackboneCard:
+def _cell(name: str, width: int | None, millions: int, model: str) -> BackboneCard:
     return BackboneCard(
         name=name,
         summary="Encoder of cells, a token for each of 19,264 human genes",
@@ -49,15 +50,10 @@ def _cell(name: str, width: int, millions: int, model: str) -> BackboneCard:
 
 
 def _tissue(name: str, width: int | None, millions: int, model: str) -> BackboneCard:
-    return BackboneCard(
-        name=name,
+    return replace(
+        _cell(name, width, millions, model),
         summary="Encoder of cells among their neighbours, a token for each gene that is seen",
-        modality="cell",
         load=load_tissue,
-        width=width,
-        licence=GENBIO,
-        weights=(f"genbio-ai/{model}",),
-        parameters=millions * 10**6,
         options=TissueOptions,
     )
 
