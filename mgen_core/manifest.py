@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 RECORD = "run.json"
+SEAL = "sha256"
 LOCK = "run.lock"
 MERGED = "merged.json"
 PARTS = "parts"
@@ -113,7 +114,11 @@ class Manifest:
                 "use the mgen that made the run",
             )
         if fault := _fault(record):
-            raise RunError(f"{path} is damaged: {fault}", "restore the file")
+            raise RunError(
+                f"{path} is damaged: {fault}",
+                "restore the file, or compute all again with --overwrite; "
+                f"if you have edited it and know it to be right, delete its line {SEAL!r}",
+            )
         return cls(folder, record)
 
     @property
@@ -305,12 +310,27 @@ class _Record:
     plan: _Plan
 
 
+def sealed(record: dict[str, Any]) -> dict[str, Any]:
+    """The record with the SHA-256 of what it says (`SEAL`), however that is laid out in a file.
+
+    The seal comes second, so that whoever deletes its line leaves JSON.
+    """
+    rest = {key: value for key, value in record.items() if key != SEAL}
+    digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+    return {"format": rest.pop("format"), SEAL: digest, **rest}
+
+
 def _fault(record: dict[str, Any]) -> str:
     """What is wrong with a record that may come from anywhere; nothing where it is sound."""
     from pydantic import ValidationError
 
     try:
+        # One without a seal was edited, and is taken at its word.
+        if SEAL in record and record != sealed(record):
+            return "it is not what the run wrote"
         _shape(_Record).validate_python(record)
+    except RecursionError:
+        return "nested too deep"
     except ValidationError as error:
         fault = error.errors()[0]
         return f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"

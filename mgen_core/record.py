@@ -37,6 +37,7 @@ def identify(
         "task": config.task,
         "backbone": config.backbone,
         "input": job.table.digest(),
+        "keep": list(job.table.kept),
         **origin.digests(job.backbone.card.seed),
         "options": job.options,
         "writer": config.writer,
@@ -113,7 +114,7 @@ def record(
     set_aside = storage.write_atomic(
         folder / manifests.PLAN_FAILURES, partial(manifests.write_lines, failures)
     )
-    described = _record(job, identity, plan, set_aside.sha256)
+    described = manifests.sealed(_record(job, identity, plan, set_aside.sha256))
     text = json.dumps(described, indent=1, ensure_ascii=False)
     storage.write_text(folder / manifests.RECORD, text + "\n")
     return Manifest.open(folder)

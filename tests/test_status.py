@@ -2,6 +2,7 @@
 
 import io
 import json
+import random
 from collections import Counter
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from typer.testing import CliRunner
 from mgen_core.cli import app
 from mgen_core.cli.running import show_end
 from mgen_core.config import make_config
+from mgen_core.errors import RunError
+from mgen_core.manifest import Manifest
 from mgen_core.run import Report, run
 from mgen_core.screen import ConsoleScreen, Screen
 
@@ -65,6 +68,37 @@ def test_what_is_missing_is_told_in_rows_with_the_command_to_finish(folder):
     command = " ".join(json.loads((folder / "run.json").read_text())["command"])
     assert lines[-1].startswith("  next      ") and lines[-1].endswith(command)
     assert len(lines) < 20
+
+
+def test_a_bit_that_flips_in_the_record_is_noticed(folder):
+    path, draw = folder / "run.json", random.Random(5)
+    whole, sound = path.read_bytes(), Manifest.open(folder).record
+    refused = 0
+    for place in range(0, len(whole), 3):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << draw.randrange(8)
+        path.write_bytes(flipped)
+        try:
+            found = Manifest.open(folder).record
+        except RunError as error:
+            assert "run.json" in error.what and error.hint
+            refused += 1
+            continue
+        assert [found[key] for key in sound if key != "sha256"] == [
+            sound[key] for key in sound if key != "sha256"
+        ]
+    assert refused > len(whole) // 6
+
+
+def test_a_record_edited_on_purpose(folder):
+    path = folder / "run.json"
+    text = path.read_text().replace('"mgen": "', '"mgen": "1')
+    path.write_text(text)
+    with pytest.raises(RunError, match="not what the run wrote") as caught:
+        Manifest.open(folder)
+    assert "delete its line 'sha256'" in caught.value.hint
+    path.write_text("".join(line for line in text.splitlines(True) if '"sha256"' not in line))
+    assert Manifest.open(folder).record["versions"]["mgen"].startswith("1")
 
 
 def test_a_run_that_was_killed_before_anything_was_done(folder):

@@ -261,7 +261,12 @@ def record_of(name: str) -> Callable[[bytes], None]:
 
 def record_seeds(name: str) -> tuple[bytes, ...]:
     run_directory()
-    return ((folder() / "sound" / name).read_bytes(),)
+    content = (folder() / "sound" / name).read_bytes()
+    # Without its seal a record is taken at its word: what is made of it gets past the checksum.
+    return (
+        content,
+        b"".join(line for line in content.splitlines(True) if b' "sha256"' not in line),
+    )
 
 
 # ------------------------------------------------------------------------------ all of them
