@@ -42,19 +42,23 @@ class Row(NamedTuple):
     """One line of the user's table.
 
     `index` is its position in the input, from 0, for life; `id` is what the user calls it and
-    may repeat; `data` is the model's input (a sequence is a `str`); `fields` holds further
-    columns that the backbone or the task asked for.
+    may repeat; `data` is the model's input, of whatever type its readers and backbones agree on
+    (a sequence is a `str`); `fields` holds further columns that the backbone or the task asked
+    for, `kept` those that the user wants to find in the result: nobody computes with them.
     """
 
     index: int  # type: ignore[assignment]  # hides tuple.index, which nobody wants of a row
     id: str
     data: Any
     fields: Mapping[str, Any] = NOTHING
+    kept: Mapping[str, Any] = NOTHING
 
     def with_data(self, data: Any) -> Row:
         """The same row with other data; itself when nothing changes."""
         # Not `_replace`: that costs several times more, for every row of the input.
-        return self if data is self.data else Row(self.index, self.id, data, self.fields)
+        if data is self.data:
+            return self
+        return Row(self.index, self.id, data, self.fields, self.kept)
 
 
 # --------------------------------------------------------------------------- backbones
@@ -167,6 +171,9 @@ class Backbone:
 
     vocabulary: Sequence[str] = ()
     """Names of the columns of `Activations.logits`; empty when the backbone has no logits."""
+
+    tokens: Sequence[str] = ()
+    """Names of the tokens that `Activations.mask` keeps, where every row has the same ones."""
 
     cls_position: int | None = None
     """Where the sequence-level token sits (usually 0), or None when the model has none."""
@@ -390,6 +397,7 @@ class ReaderCard:
 
     `suffixes` (".csv", ".csv.gz") choose the reader of a file; `claims(uri)` may take what has no
     suffix (a folder, a hub id). The longest matching suffix wins, then the first claim.
+    `takes(data)` says whether `Reader.open` takes an object in memory, as Python calls give it.
     """
 
     name: str
@@ -397,6 +405,7 @@ class ReaderCard:
     load: Callable[[ReaderCard, Any], Reader]
     suffixes: tuple[str, ...] = ()
     claims: Callable[[str], bool] | None = None
+    takes: Callable[[Any], bool] | None = None
     options: type[ReaderOptions] = ReaderOptions
 
 
@@ -414,6 +423,9 @@ class Rows:
 
     length: int | None = None
     """Number of rows, when it is known without reading."""
+
+    options: ReaderOptions = ReaderOptions()
+    """With which they were opened; set by the core."""
 
     def chunks(self, columns: Sequence[str]) -> Iterator[Mapping[str, Sequence[Any]]]:
         """The named columns, in input order, a few thousand rows at a time.
@@ -437,8 +449,11 @@ class Reader:
         self.card = card
         self.options = options
 
-    def open(self, uri: str) -> Rows:
-        """Open one file, folder or hub id. Raises `InputError` for what cannot be read."""
+    def open(self, uri: Any) -> Rows:
+        """Open one file, folder or hub id, or an object that the card takes.
+
+        Raises `InputError` for what cannot be read.
+        """
         raise NotImplementedError
 
 
@@ -449,7 +464,8 @@ class Reader:
 class WriterCard:
     """A writer as `mgen list writers` shows it.
 
-    `suffix` chooses it for `mgen merge --to FILE`; `dtypes` are the floats that it can hold.
+    `suffix` chooses it for `mgen merge --to FILE`; `dtypes` are the floats that it can hold;
+    `into`: whether it can add to a copy of a file of the user's (`Writer.source`).
     """
 
     name: str
@@ -457,6 +473,7 @@ class WriterCard:
     summary: str
     load: Callable[[WriterCard], Writer]
     dtypes: tuple[str, ...] = ("float32", "float16")
+    into: bool = False
 
 
 class Writer:
@@ -472,6 +489,9 @@ class Writer:
 
     scratch: Path | None = None
     """Where those are made, on the file's own disk; set by the core. None: the system's place."""
+
+    source: Path | None = None
+    """The file that a copy is made of, for the columns to be added to; set by the core."""
 
     def __init__(self, card: WriterCard) -> None:
         self.card = card

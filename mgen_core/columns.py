@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from .errors import MgenError
+from .kept import TEXT, as_kind, common
 from .plan import NOT_FINITE, Batch, Failure
 
 BFLOAT16 = {b"mgen.dtype": b"bfloat16"}
@@ -54,26 +56,28 @@ def to_table(
     metadata: Mapping[str, str],
     stored: str,
     reasons: Mapping[int, str] = MappingProxyType({}),
+    kept: Mapping[str, Collection[str]] = MappingProxyType({}),
 ) -> tuple[pa.Table, list[Failure]]:
     """The batch's rows with their columns, and in order those without, or not finite.
 
     `reasons` are of the entries that have no columns, by their place. Equal rows were computed
-    once; here each gets its own copy. A table without rows may lack columns.
+    once; here each gets its own copy. A table without rows may lack columns. `kept` are columns of
+    the input, with the kinds of all their values in it.
     """
     computed = [entry for place, entry in enumerate(batch.entries) if place not in reasons]
     good = np.logical_and.reduce([column.finite() for column in columns.values()], initial=True)
     bad = [(batch.entries[place], reason) for place, reason in reasons.items()]
     bad += [
         (entry, f"{NOT_FINITE} in {stored} (NaN or infinity)")
-        for entry, fine in zip(computed, np.broadcast_to(good, len(computed)))
-        if not fine
+        for entry, finite in zip(computed, np.broadcast_to(good, len(computed)))
+        if not finite
     ]
     failures = sorted(
         Failure(row.index, row.id, reason) for entry, reason in bad for row in entry.rows
     )
-    kept = np.flatnonzero(np.broadcast_to(good, len(computed))).tolist()
-    take = [number for number in kept for _ in computed[number].rows]
-    rows = [row for number in kept for row in computed[number].rows]
+    fine = np.flatnonzero(np.broadcast_to(good, len(computed))).tolist()
+    take = [number for number in fine for _ in computed[number].rows]
+    rows = [row for number in fine for row in computed[number].rows]
     fields = [pa.field(ROW, pa.int64(), nullable=False), pa.field(ID, pa.string(), nullable=False)]
     arrays: list[pa.Array] = [
         numbers(np.array([row.index for row in rows], dtype=np.int64)),
@@ -85,6 +89,12 @@ def to_table(
             array = array.take(numbers(np.array(take, dtype=np.int64)))
         arrays.append(array)
         fields.append(pa.field(name, array.type, metadata=BFLOAT16 if column.bfloat16 else None))
+    for name, kinds in kept.items():
+        if name in columns:
+            what = f"--keep {name}: the result has a column {name!r} of its own"
+            raise MgenError(what, "leave it out, or rename it in the input")
+        arrays.append(of_kind([row.kept[name] for row in rows], common(kinds)))
+        fields.append(pa.field(name, arrays[-1].type))
     schema = pa.schema(fields, metadata=dict(metadata) or None)
     return pa.Table.from_arrays(arrays, schema=schema), failures
 
@@ -132,6 +142,14 @@ def texts(values: Sequence[str]) -> pa.Array:
     return pa.StringArray.from_buffers(
         len(values), pa.py_buffer(ends), pa.py_buffer(b"".join(encoded))
     )
+
+
+KINDS = {TEXT: pa.string(), "bool": pa.bool_(), "int": pa.int64(), "float": pa.float64()}
+
+
+def of_kind(values: Sequence[Any], kind: str) -> pa.Array:
+    """A kept column as Arrow."""
+    return pa.array([as_kind(value, kind) for value in values], KINDS[kind])
 
 
 def null_rows(schema: pa.Schema, failures: Sequence[Failure]) -> pa.Table:

@@ -39,7 +39,7 @@ class RunConfig:
 
     `ckpt` is a fine-tuned model's file, `weights` then those of its base; `lora` has r, alpha and
     rslora of its training. `options` are the `--option key=value` of the backbone, the reader and
-    the task together.
+    the task together. `keep` names columns of the input that the result has, too.
     """
 
     task: str
@@ -53,6 +53,7 @@ class RunConfig:
     reader: str | None = None
     id_col: str | None = None
     x_col: str | None = None
+    keep: tuple[str, ...] = ()
     split: str | None = None
     writer: str = "parquet"
     dtype: StoredDtype = "float32"

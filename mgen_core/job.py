@@ -10,6 +10,7 @@ from typing import Any
 from .api import (
     Backbone,
     BackboneCard,
+    ReaderCard,
     Row,
     Rows,
     Task,
@@ -42,9 +43,11 @@ class Job:
 
     @property
     def options(self) -> dict[str, str]:
-        """Every option of backbone and task, given or not: what equal runs have in common."""
-        both = {**asdict(self.backbone.options), **asdict(self.task.options)}
-        return {key: _told(value) for key, value in sorted(both.items()) if key not in RESERVED}
+        """Every option, given or not: what equal runs have in common."""
+        read = (source.options for source in self.table.sources)
+        kinds: list[Any] = [*read, self.backbone.options, self.task.options]
+        every = {key: value for options in kinds for key, value in asdict(options).items()}
+        return {key: _told(value) for key, value in sorted(every.items()) if key not in RESERVED}
 
     @property
     def max_tokens(self) -> int | None:
@@ -120,7 +123,7 @@ def open_job(
         raise WeightsError(
             f"{backbone_card.name} has no weights of its own", "give --weights FOLDER or a hub id"
         )
-    given = _options(config, catalog, backbone_card, task_card, rows)
+    given = _options(config, catalog, backbone_card, task_card)
     table = (
         open_table(config, catalog, backbone_card)
         if rows is None
@@ -142,13 +145,9 @@ def _options(
     catalog: Catalog,
     backbone: BackboneCard,
     task: TaskCard,
-    rows: Rows | None,
 ) -> list[dict[str, Any]]:
-    kinds: list[type[Any]] = [backbone.options, task.options]
-    if rows is None:
-        from .api import ReaderCard
-
-        kinds += [offer.card.options for offer in catalog.offers(ReaderCard)]
+    readers = [offer.card.options for offer in catalog.offers(ReaderCard)]
+    kinds: list[type[Any]] = [backbone.options, task.options, *readers]
     return make_options(kinds, config.options)
 
 

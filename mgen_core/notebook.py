@@ -18,6 +18,7 @@ from .merge import read as read_merged
 from .objects import place
 from .run import run
 from .screen import Screen
+from .table import open_object
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -34,7 +35,8 @@ def embed(
     """Embed a table and give it back as Arrow, one row for each input row, in input order.
 
     `data` is a path or a list of paths, a list of sequences, a list of dicts, a dict of columns,
-    a pandas DataFrame or an Arrow table. `settings` are the fields of `RunConfig` (`weights`,
+    a pandas DataFrame, an Arrow table, or what an installed reader takes (mgen-cell: an AnnData).
+    `settings` are the fields of `RunConfig` (`weights`,
     `id_col`, `dtype`, ...). With `output` the run directory is kept, and the same call resumes
     it. Raises `MgenError` for what the command line would report.
     """
@@ -83,7 +85,8 @@ def run_task(
                 "a Python call is one process: it does not start others",
                 "run `mgen` with --devices or --hostfile, then mgen_core.read(its --output)",
             )
-        run(config, catalog, Screen(), rows=None if paths else MemoryRows(data))
+        rows = None if paths else open_object(data, config, catalog) or MemoryRows(data)
+        run(config, catalog, Screen(), rows=rows)
         return read_merged(folder, catalog, Selection())
 
 

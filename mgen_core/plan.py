@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 from .api import Backbone, Row
 from .errors import InputError, MgenError, RowError, defect
+from .kept import kind
 
 TOO_LONG = "longer than"
 NOT_FINITE = "output is not finite"
@@ -127,6 +128,8 @@ class Survey:
     reasons: Counter[str] = field(default_factory=Counter)
     windows: list[tuple[int, int, int, int]] = field(default_factory=list)
     digests: list[str] = field(default_factory=list)
+    kept: dict[str, set[str]] = field(default_factory=dict)
+    """Of each column that is kept, the kinds of its values."""
     fillers: tuple[Entry, ...] = ()
     """What a rank without work runs: the shortest entry, or else the first one."""
     digest: str = ""
@@ -297,13 +300,15 @@ def _add(total: Survey, batch: Batch, row_bytes: Callable[[int], int]) -> None:
         first = total.fillers[1] if total.fillers else batch.entries[0]
         total.fillers = (last, first)
     total.bytes += sum(row_bytes(entry.tokens) * len(entry.rows) for entry in batch.entries)
+    for name in batch.rows[0].kept:
+        total.kept.setdefault(name, set()).update(kind(row.kept[name]) for row in batch.rows)
 
 
 def _told(entry: Entry) -> tuple[Any, ...]:
     """What `repr` tells an entry by."""
     row = entry.rows[0]
     data = row.data if isinstance(row.data, str) else _plain(row.data)
-    names = [(row.index, row.id) for row in entry.rows]
+    names = [(row.index, row.id, *map(_plain, row.kept.items())) for row in entry.rows]
     return (entry.tokens, names, data, _plain(row.fields) if row.fields else None)
 
 
@@ -378,4 +383,6 @@ def _entry(row: Row, backbone: Backbone, settings: PlanSettings, notes: Counter[
         raise
     except Exception as error:
         raise defect(backbone.card, error) from error
+    if prepared.kept is not row.kept:  # a row that was made anew
+        prepared = prepared._replace(kept=row.kept)
     return Entry(tokens, (prepared,))

@@ -373,7 +373,7 @@ def compute(
             if outcome.complete:
                 columns = outcome.columns(engine, job.config.dtype)
                 seconds = time.perf_counter() - start
-                made = partial(tabled, job, outcome, columns, seconds, turns.limit)
+                made = partial(tabled, job, plan, outcome, columns, seconds, turns.limit)
                 writer.put(made, sum(column.nbytes for column in columns.values()))
                 outcome, start = None, time.perf_counter()
 
@@ -384,6 +384,7 @@ def compute(
 
 def tabled(
     job: Job,
+    plan: Survey,
     outcome: Outcome,
     columns: Mapping[str, HostColumn],
     seconds: float,
@@ -391,7 +392,8 @@ def tabled(
 ) -> Computed:
     """A batch as it is written: its rows as a table, and those that failed."""
     stored, batch = job.config.dtype, outcome.batch
-    table, failures = to_table(batch, columns, job.task.metadata, stored, outcome.reasons)
+    metadata, reasons = job.task.metadata, outcome.reasons
+    table, failures = to_table(batch, columns, metadata, stored, reasons, plan.kept)
     return Computed(batch, table, failures, seconds, limit)
 
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from .api import BackboneCard, Reader, ReaderCard, ReaderOptions, Row, Rows
+from .api import NOTHING, BackboneCard, Reader, ReaderCard, ReaderOptions, Row, Rows
 from .catalog import Catalog
 from .config import RunConfig, checked
 from .errors import InputError, MgenError, PluginError, RowError, defect
+from .kept import OWN
 from .objects import is_url, matches
 
 ID_NAMES = ("id",)
@@ -29,6 +30,7 @@ class Table:
     x_col: str
     id_col: str | None
     fields: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
     limit: int | None = None
 
     def __iter__(self) -> Iterator[Row]:
@@ -36,7 +38,7 @@ class Table:
 
     def _rows(self) -> Iterator[Row]:
         index = 0
-        wanted = [name for name in (self.id_col, self.x_col, *self.fields) if name]
+        wanted = [name for name in (self.id_col, self.x_col, *self.fields, *self.kept) if name]
         for source in self.sources:
             for chunk in source.chunks(list(dict.fromkeys(wanted))):
                 for row in self._chunk(chunk, index):
@@ -46,16 +48,16 @@ class Table:
     def _chunk(self, chunk: Mapping[str, Sequence[Any]], first: int) -> Iterator[Row]:
         data = chunk[self.x_col]
         ids = chunk[self.id_col] if self.id_col else [None] * len(data)
-        fields = [chunk[name] for name in self.fields]
+        fields = {name: chunk[name] for name in self.fields}
+        kept = {name: chunk[name] for name in self.kept}
         unread = _unread(chunk)
         for offset, (name, value) in enumerate(zip(ids, data)):
             index = first + offset
             label = _label(name, index)
             if offset in unread:
                 yield Row(index, label, unread[offset])
-            elif fields:
-                more = {key: column[offset] for key, column in zip(self.fields, fields)}
-                yield Row(index, label, value, more)
+            elif fields or kept:
+                yield Row(index, label, value, _cells(fields, offset), _cells(kept, offset))
             else:
                 yield Row(index, label, value)
 
@@ -64,6 +66,10 @@ class Table:
         parts = [source.digest() for source in self.sources]
         chosen = [self.x_col, self.id_col or "", *self.fields, str(self.limit)]
         return hashlib.sha256("\n".join([*parts, *chosen]).encode()).hexdigest()
+
+
+def _cells(columns: Mapping[str, Sequence[Any]], offset: int) -> Mapping[str, Any]:
+    return {name: column[offset] for name, column in columns.items()} if columns else NOTHING
 
 
 def _unread(chunk: Mapping[str, Sequence[Any]]) -> dict[int, RowError]:
@@ -84,8 +90,9 @@ def _label(name: Any, index: int) -> str:
 class Opened(Rows):
     """The rows of a reader: what goes wrong in it is told with its name, and how far it came."""
 
-    def __init__(self, card: ReaderCard, uri: str, rows: Rows) -> None:
+    def __init__(self, card: ReaderCard, options: ReaderOptions, uri: str, rows: Rows) -> None:
         self.card = card
+        self.options = options
         self.uri = uri
         self.rows = rows
         self.columns = rows.columns
@@ -168,19 +175,24 @@ def choose_columns(sources: tuple[Rows, ...], config: RunConfig, card: BackboneC
     asked = {x_col: "--x-col takes one of", **({id_col: "--id-col takes one of"} if id_col else {})}
     for name, why in {
         **dict.fromkeys(card.needs, f"{card.name} needs it; there are"),
+        **dict.fromkeys(config.keep, "--keep takes some of"),
         **asked,
     }.items():
         for source in sources:
             if name not in source.columns:
                 raise InputError(f"no column {name!r}", f"{why}: {_listed(source.columns)}")
     taken = (n for n in card.takes if all(n in source.columns for source in sources))
-    return Table(sources, x_col, id_col, (*card.needs, *taken), config.limit)
+    kept = tuple(dict.fromkeys(config.keep))
+    for name in OWN.intersection(kept):
+        what = f"--keep {name}: every result has a column of this name"
+        raise InputError(what, "leave it out, or rename it in the input")
+    return Table(sources, x_col, id_col, (*card.needs, *taken), kept, config.limit)
 
 
 def find_reader(uri: str, catalog: Catalog) -> ReaderCard:
     """The reader of a file by its longest suffix, else the first that claims it."""
     cards = [offer.card for offer in catalog.offers(ReaderCard)]
-    name = uri.lower()
+    name = uri.lower().rstrip("/")
     fitting = [(len(s), card) for card in cards for s in card.suffixes if name.endswith(s)]
     if fitting:
         return max(fitting, key=lambda pair: pair[0])[1]
@@ -188,6 +200,8 @@ def find_reader(uri: str, catalog: Catalog) -> ReaderCard:
         if card.claims and card.claims(uri):
             return card
     known = sorted({suffix for card in cards for suffix in card.suffixes})
+    if os.path.isdir(uri):
+        raise InputError(f"{uri} is a folder", _inside(uri, known))
     raise InputError(
         f"no reader for {uri}",
         f"name the format with --reader ({', '.join(card.name for card in cards)}); "
@@ -195,15 +209,37 @@ def find_reader(uri: str, catalog: Catalog) -> ReaderCard:
     )
 
 
+def _inside(folder: str, known: Sequence[str]) -> str:
+    """How to name the files of a folder, by the suffix that most of them have."""
+    names = [name.lower() for name in os.listdir(folder)]
+    counts = {suffix: sum(name.endswith(suffix) for name in names) for suffix in known}
+    suffix = max(counts, key=lambda suffix: counts[suffix], default="")
+    if not counts.get(suffix):
+        return f"name files of a known kind in it, or its kind with --reader: {' '.join(known)}"
+    return f"give its files: '{os.path.join(folder, f'*{suffix}')}'"
+
+
+def open_object(data: Any, config: RunConfig, catalog: Catalog) -> Rows | None:
+    """The rows of an object in memory, by the first reader that takes such; None: there is none."""
+    for card in (offer.card for offer in catalog.offers(ReaderCard)):
+        if card.takes is not None and card.takes(data):
+            return _opened(card, data, f"the {type(data).__name__}", config)
+    return None
+
+
 def _open(uri: str, config: RunConfig, catalog: Catalog) -> Rows:
     card = catalog.find(ReaderCard, config.reader) if config.reader else find_reader(uri, catalog)
     claimed = card.claims is not None and card.claims(uri)
     if not claimed and not is_url(uri) and not os.path.exists(uri):
         raise InputError(f"no such file: {uri}", "check the path")
+    return _opened(card, uri, uri, config)
+
+
+def _opened(card: ReaderCard, data: Any, name: str, config: RunConfig) -> Rows:
     options = _reader_options(card, config)
-    with _reading(card, uri):
+    with _reading(card, name):
         reader: Reader = card.load(card, options)
-        return Opened(card, uri, reader.open(uri))
+        return Opened(card, options, name, reader.open(data))
 
 
 def _reader_options(card: ReaderCard, config: RunConfig) -> ReaderOptions:

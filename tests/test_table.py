@@ -179,3 +179,16 @@ def test_a_reader_that_cannot_open_a_file_is_named(tmp_path, monkeypatch):
     with pytest.raises(PluginError, match=r"lines failed with UnicodeDecodeError") as caught:
         open_table(config(str(tmp_path / "in.txt")), CATALOG, PLAIN)
     assert "the reader lines" in caught.value.hint
+
+
+def test_a_folder_is_told_from_a_file_of_no_known_kind(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    with pytest.raises(InputError, match="data is a folder") as caught:
+        find_reader(str(folder), CATALOG)
+    assert "name files of a known kind" in caught.value.hint
+    for name in ("a.txt", "b.txt", "c.odd", "README"):
+        (folder / name).touch()
+    with pytest.raises(InputError, match="is a folder") as caught:
+        find_reader(str(folder), CATALOG)
+    assert caught.value.hint == f"give its files: '{folder}/*.txt'"

@@ -113,6 +113,16 @@ XCol = Annotated[
         help="Column with the input. Default: sequence, sequences or seq.", rich_help_panel=INPUT
     ),
 ]
+Keep = Annotated[
+    Optional[list[str]],
+    typer.Option(
+        "--keep",
+        "--keep-obs",
+        metavar="A,B,...",
+        help="Columns of the input that the result has, too; repeatable.",
+        rich_help_panel=INPUT,
+    ),
+]
 Split = Annotated[Optional[str], typer.Option(help="Split of a dataset.", rich_help_panel=INPUT)]
 Reader = Annotated[
     Optional[str],
@@ -284,6 +294,7 @@ def shared(
     option: Option = None,
     id_col: IdCol = None,
     x_col: XCol = None,
+    keep: Keep = None,
     split: Split = None,
     reader: Reader = None,
     limit: Limit = None,
@@ -322,6 +333,7 @@ def flags_of(given: dict[str, Any], chosen: dict[str, Any]) -> dict[str, Any]:
     options |= {key: value for key, value in chosen.items() if value is not None}
     for name in ("batch_tokens", "devices"):
         given[name] = parse_auto(f"--{name.replace('_', '-')}", given[name])
+    given["keep"] = split_list(given["keep"])
     return {**given, "options": options}
 
 

@@ -259,6 +259,7 @@ class Chosen(Rows):
         self.sentence = sentence
         self.columns = [n for n in first.columns if all(n in other.columns for other in more)]
         self.default_id, self.default_x = first.default_id, first.default_x
+        self.options = first.options
         self.length = None if numbers is None else len(numbers)
 
     def digest(self) -> str:
