@@ -172,7 +172,7 @@ class Backbone:
     vocabulary: Sequence[str] = ()
     """Names of the columns of `Activations.logits`; empty when the backbone has no logits."""
 
-    tokens: Sequence[str] = ()
+    token_names: Sequence[str] = ()
     """Names of the tokens that `Activations.mask` keeps, where every row has the same ones."""
 
     cls_position: int | None = None

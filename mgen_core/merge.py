@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -17,7 +17,7 @@ from . import order, result, spent, storage
 from .api import Writer, WriterCard
 from .aside import set_aside
 from .catalog import Catalog
-from .columns import ERROR
+from .columns import ERROR, ID, ROW
 from .errors import MgenError, RunError, Stopped, printable
 from .manifest import Done, Manifest
 from .order import Source, Told, listed
@@ -48,12 +48,14 @@ def merge(
     selection: Selection,
     form: str | None = None,
     *,
+    into: Path | None = None,
     rows_per_file: int | None = None,
     delete_parts: bool = False,
     told: Told = lambda rows: None,
 ) -> Merged:
     """Write the run as one file; its format is `form`, else the suffix of `to`, else Parquet.
 
+    - `into`: the file is a copy of this one, with the run's columns added.
     - `rows_per_file`: several files of so many rows, `NAME-00000-of-00012.parquet`.
     - `delete_parts`: once the result is durable and was read back.
     - `told` hears how many rows of the input have passed.
@@ -66,6 +68,11 @@ def merge(
     path = to or run.parent / f"{run.resolve().name}{card.suffix}"
     if path.is_dir():
         raise RunError(f"{path} is a folder", "name a file with --to")
+    if into is not None:
+        _check_into(into, path, card, catalog)
+        selection = _added(selection, manifest)
+        if rows_per_file is not None:
+            raise MgenError("--into makes one file", "leave out --rows-per-file")
     if delete_parts and not selection.everything:
         raise MgenError(
             "--delete-parts needs all that was computed in the file",
@@ -75,7 +82,8 @@ def merge(
     source = open_source(manifest, done, catalog, selection)
     writer = card.load(card)
     if selection.where is None:  # nobody knows how many rows that takes
-        _check_room(path, writer, source, done)
+        _check_room(path, writer, source, done, 2 * into.stat().st_size if into else 0)
+    writer.source = into
     with stopping() as stop, contextlib.closing(order.ordered(source, done, told)) as tables:
         count = Counted(tables, stop)
         with result.beside(path) as files:
@@ -229,6 +237,31 @@ def _format(to: Path | None, form: str | None, catalog: Catalog) -> WriterCard:
     )
 
 
+def _check_into(into: Path, path: Path, card: WriterCard, catalog: Catalog) -> None:
+    if not card.into:
+        able = [offer.card.suffix for offer in catalog.offers(WriterCard) if offer.card.into]
+        raise MgenError(
+            f"{card.name} cannot add to a file",
+            f"name a file with --to that ends in {' or '.join(able)}"
+            if able
+            else "leave out --into",
+        )
+    if not into.is_file():
+        raise MgenError(f"no such file: {into}", "check what --into names")
+    if into.resolve() == path.resolve():
+        raise MgenError(f"{into} would be overwritten", "name another file with --to")
+
+
+def _added(selection: Selection, manifest: Manifest) -> Selection:
+    """What is added to a file: all but what was kept of it, and by what its rows are found."""
+    columns = selection.columns
+    return replace(
+        selection,
+        columns=None if columns is None else (ROW, ID, *columns),
+        without=tuple(manifest.record["identity"].get("keep", ())),
+    )
+
+
 def _check_dtype(card: WriterCard, manifest: Manifest, catalog: Catalog) -> None:
     stored = manifest.record["identity"]["dtype"]
     if stored not in card.dtypes:
@@ -239,14 +272,19 @@ def _check_dtype(card: WriterCard, manifest: Manifest, catalog: Catalog) -> None
         )
 
 
-def _check_room(path: Path, writer: Writer, source: Source, done: Sequence[Done]) -> None:
-    """Raise `RunError` where the disk has too little room, judged by how some rows are written."""
+def _check_room(
+    path: Path, writer: Writer, source: Source, done: Sequence[Done], more: int
+) -> None:
+    """Raise `RunError` where the disk has too little room, judged by how some rows are written.
+
+    `more`: bytes that are needed beside them.
+    """
     names = [name for name in source.schema.names if name in source.stored.names]
     sample = source.sample.select(names)
     file = _Measured()
     writer.write(cast("BinaryIO", file), [sample], sample.schema)
     scale = sum(part.rows for part in done) / max(len(sample), 1)
-    needed = file.size * scale * (2 if writer.spools else 1)
+    needed = file.size * scale * (2 if writer.spools else 1) + more
     free = storage.free_bytes(path)
     if free is not None and needed > free:
         raise RunError(

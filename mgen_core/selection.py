@@ -17,7 +17,7 @@ Indices = np.ndarray[Any, np.dtype[np.int64]]
 
 @dataclass(frozen=True)
 class Selection:
-    """What of a run is wanted. `columns` None: all of them.
+    """What of a run is wanted. `columns` None: all of them but those of `without`.
 
     `drop_failed` leaves out the rows that were set aside; `allow_missing` takes what there is of
     an unfinished run.
@@ -27,6 +27,7 @@ class Selection:
     where: str | None = None
     drop_failed: bool = False
     allow_missing: bool = False
+    without: tuple[str, ...] = ()
 
     @property
     def everything(self) -> bool:
@@ -35,14 +36,14 @@ class Selection:
 
     def of(self, schema: pa.Schema) -> pa.Schema:
         """The wanted columns, in the order asked for. Raises `MgenError` for an unknown one."""
-        if self.columns is None:
-            return schema
-        for name in self.columns:
+        columns = self.columns
+        if columns is None:
+            columns = tuple(name for name in schema.names if name not in self.without)
+        for name in columns:
             if name not in schema.names:
                 known = ", ".join(schema.names)
                 raise MgenError(f"no column {name!r} in this run", f"its columns: {known}")
-        names = dict.fromkeys(self.columns)
-        return pa.schema([schema.field(name) for name in names], schema.metadata)
+        return pa.schema([schema.field(name) for name in dict.fromkeys(columns)], schema.metadata)
 
 
 class RowFilter:

@@ -26,6 +26,14 @@ def merge(
     format: Annotated[
         Optional[str], typer.Option(help="Its format, where the suffix does not tell.")
     ] = None,
+    into: Annotated[
+        Optional[Path],
+        typer.Option(
+            parser=o.place,
+            metavar="FILE|URL",
+            help="Write a copy of this file (.h5ad) with the run's columns added.",
+        ),
+    ] = None,
     columns: Annotated[
         Optional[list[str]], typer.Option(metavar="A,B,...", help="Only these columns.")
     ] = None,
@@ -76,6 +84,7 @@ def merge(
             discover(),
             selection,
             format,
+            into=into,
             rows_per_file=rows_per_file,
             delete_parts=delete_parts,
             told=told,

@@ -24,8 +24,8 @@ class CellBackbone(Listed):
     def __init__(self, card: BackboneCard, options: CellOptions) -> None:
         super().__init__(card, options)
         self.over = options.over
-        self.tokens = self.listed + DEPTHS
-        self.max_positions = self.tokens
+        self.length = self.listed + DEPTHS
+        self.max_positions = self.length
 
     @cached_property
     def chosen(self) -> Tensor | None:
@@ -35,7 +35,7 @@ class CellBackbone(Listed):
         """
         if self.over == ("present",):
             return None
-        mask = torch.zeros(self.tokens, dtype=torch.bool)
+        mask = torch.zeros(self.length, dtype=torch.bool)
         if self.over == ("genes",):
             mask[:-DEPTHS] = True
             return mask
@@ -45,6 +45,13 @@ class CellBackbone(Listed):
                 raise MgenError(f"over={','.join(self.over)}: the model has no gene {name!r}", hint)
             mask[self.genes.index(name)] = True
         return mask
+
+    @cached_property
+    def token_names(self) -> Sequence[str]:  # type: ignore[override]
+        """The genes of `over`, in the order of the list; none where they depend on the data."""
+        if self.chosen is None:
+            return ()
+        return tuple(self.genes[place] for place in self.chosen.nonzero().flatten().tolist())
 
     # -- without weights -------------------------------------------------------------------
 
@@ -56,7 +63,7 @@ class CellBackbone(Listed):
         return row.with_data(self.align_seen(row.data))
 
     def measure(self, row: Row) -> int:
-        return self.tokens
+        return self.length
 
     def collate(self, rows: Sequence[Row]) -> Inputs:
         """`values` (B, S) float32 and `mask` (B, S) bool."""
@@ -82,7 +89,7 @@ class CellBackbone(Listed):
 
     def build(self) -> nn.Module:
         self.ignored = self.unused()
-        return CellNetwork(self.config, self.want.logits, self.tokens)
+        return CellNetwork(self.config, self.want.logits, self.length)
 
     def forward(self, module: nn.Module, inputs: Inputs, want: Want) -> Activations:
         values, mask = inputs["values"], inputs["mask"]

@@ -100,7 +100,7 @@ def _write_h5ad(card: WriterCard) -> Writer:
     return AnnDataWriter(card)
 
 
-WRITERS = (WriterCard("h5ad", ".h5ad", "AnnData, vectors in obsm", _write_h5ad),)
+WRITERS = (WriterCard("h5ad", ".h5ad", "AnnData, vectors in obsm", _write_h5ad, into=True),)
 
 
 @hookimpl

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -25,8 +26,17 @@ class Embed(Task):
                 "use --pool mean",
             )
 
+    @property
+    def metadata(self) -> Mapping[str, str]:  # type: ignore[override]
+        """The names of a row's tokens, where they have names."""
+        names = self.backbone.token_names if "tokens" in self.pools else ()
+        return {"mgen.tokens": json.dumps(list(names))} if names else {}
+
     def columns(self, activations: Activations, rows: Sequence[Row]) -> Columns:
-        """(n, H) float a pooled column; (residues, H) ragged for `tokens`."""
+        """(n, H) float a pooled column; (residues, H) ragged for `tokens`.
+
+        Where the backbone names them, `tokens` are (n, tokens, H).
+        """
         return {
             self._name(pool, number): self._pooled(pool, activations.layer(layer), activations.mask)
             for number, layer in self.layers.items()
@@ -35,6 +45,7 @@ class Embed(Task):
 
     def values(self, rows: int, tokens: int) -> int:
         """Numbers in all columns; special tokens make it an upper bound for `tokens`."""
+        tokens = rows * len(self.backbone.token_names) or tokens
         entries = sum(tokens if pool == "tokens" else rows for pool in self.pools)
         return entries * len(self.layers) * self.backbone.width
 
@@ -43,6 +54,9 @@ class Embed(Task):
         return "embedding" if alone else f"embedding_{pool}_{number}"
 
     def _pooled(self, pool: Pool, hidden_BLH: Tensor, mask_BL: Tensor) -> Tensor | Ragged:
+        if pool == "tokens" and self.backbone.token_names:
+            size = (len(mask_BL), len(self.backbone.token_names), hidden_BLH.shape[-1])
+            return hidden_BLH[mask_BL].reshape(size)
         if pool == "tokens":
             return Ragged(hidden_BLH[mask_BL], mask_BL.sum(dim=1).tolist())
         if pool == "cls":

@@ -58,30 +58,43 @@ class Infer(Task):
         """The names of the columns of each vector, or of the ids of `token`."""
         names = self.backbone.vocabulary
         kept = names if self.kind == "tokens" else [names[number] for number in self.used]
-        return {"mgen.vocabulary": json.dumps(list(kept))}
+        told = {"mgen.vocabulary": json.dumps(list(kept))}
+        if self.backbone.token_names:
+            told["mgen.tokens"] = json.dumps(list(self.backbone.token_names))
+        return told
 
     def columns(self, activations: Activations, rows: Sequence[Row]) -> Columns:
         """`probabilities` (or as `kind` says): (residues, vocabulary) float, ragged.
 
-        `kind=tokens`: `token` (residues,) int32 ids and their `probability` (residues,).
+        `kind=tokens`: `token` (residues,) int32 ids and their `probability` (residues,). Without
+        the axis of the vocabulary where that has one name; (n, tokens, ...) where the backbone
+        names the tokens.
         """
         logits = _residue_logits(activations)[:, self.used]
         lengths = activations.mask.sum(dim=1).tolist()
+
+        def column(values: Tensor) -> Tensor | Ragged:
+            if self.backbone.token_names:
+                size = (len(lengths), len(self.backbone.token_names), *values.shape[1:])
+                return values.reshape(size)
+            return Ragged(values, lengths)
+
         if self.kind == "tokens":
             best = logits.softmax(-1).max(-1)
             ids = torch.tensor(self.used, dtype=torch.int32, device=logits.device)
             return {
-                "token": Ragged(ids[best.indices], lengths),
-                "probability": Ragged(best.values, lengths),
+                "token": column(ids[best.indices]),
+                "probability": column(best.values),
             }
         if self.kind == "probs":
             logits = logits.softmax(-1)
         elif self.kind == "logprobs":
             logits = logits.log_softmax(-1)
-        return {COLUMN[self.kind]: Ragged(logits, lengths)}
+        return {COLUMN[self.kind]: column(logits.squeeze(-1) if len(self.used) == 1 else logits)}
 
     def values(self, rows: int, tokens: int) -> int:
         """Numbers in all columns; special tokens make it an upper bound."""
+        tokens = rows * len(self.backbone.token_names) or tokens
         return tokens * (2 if self.kind == "tokens" else len(self.used))
 
 

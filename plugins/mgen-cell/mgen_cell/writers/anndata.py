@@ -6,42 +6,46 @@ import base64
 import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import h5py  # type: ignore[import-untyped]
 import numpy as np
 import pyarrow as pa
 
-from mgen_core import MgenError, RunError, Writer
+from mgen_core import RunError, Writer
 
-from ..cell import Array
+from .encoding import TEXT, add_group, add_growing, add_text, add_texts, append, encode
+from .into import add_into
+from .layout import FLOATS, Layout, layout_of, tell, tokens_of
 
-ROWS = 1024  # of a chunk
 INDEX = "_index"
-ID, ROW = "id", "row"
+ID = "id"
 SCHEMA = "schema"
-TEXT = h5py.string_dtype()
 
 
 class AnnDataWriter(Writer):
-    """An AnnData file without X; memory stays flat.
+    """An AnnData file without X, or a copy of one with columns added; memory stays flat.
 
     - a column of vectors is `obsm["X_BACKBONE"]`, or `obsm["X_BACKBONE_REST"]` of `embedding_REST`;
+    - one of a number for each of the tokens that `mgen.tokens` names is a layer, they are `var`;
     - texts (as categories) and numbers are columns of obs, `id` its index;
     - a vector that is null is NaN, and `uns["mgen"]["valid"]` tells;
     - `uns["mgen"]` holds the metadata of the run.
+
+    In a copy obs and var are the user's: see `into`.
     """
 
     spools = True
-    scratch: Path | None = None
 
     def write(self, file: BinaryIO, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
-        columns = [make_column(field, schema) for field in schema]
         # HDF5 goes back and forth in its file, which the one that is given cannot.
         with tempfile.TemporaryFile(dir=self.scratch) as scratch:
-            with h5py.File(scratch, "w") as found:
-                _fill(found, tables, schema, columns)
+            if self.source is None:
+                columns = [make_column(field, schema) for field in schema]
+                with h5py.File(scratch, "w") as found:
+                    _fill(found, tables, schema, columns)
+            else:
+                add_into(self.source, scratch, tables, schema)
             scratch.seek(0)
             shutil.copyfileobj(scratch, file, 1 << 20)
 
@@ -65,13 +69,10 @@ def _read(found: h5py.File, columns: Sequence[str] | None) -> pa.Table:
 class Column:
     """A column on its way into the file, and out of it: numbers, or vectors of them."""
 
-    def __init__(
-        self, field: pa.Field, place: str, leaf: pa.DataType, shape: tuple[int, ...]
-    ) -> None:
-        self.field = field
+    def __init__(self, layout: Layout, place: str) -> None:
+        self.layout = layout
+        self.field, self.leaf, self.shape = layout
         self.place = place
-        self.leaf = leaf
-        self.shape = shape
         self.whole = True
 
     @property
@@ -83,17 +84,13 @@ class Column:
         """Make room for it."""
         fill = np.nan if self.leaf in FLOATS else None
         kind = self.leaf.to_pandas_dtype()
-        _array(found, self.place, (0, *self.shape), kind, fillvalue=fill)
-        _array(found, self.valid, (0,), bool)
+        add_growing(found, self.place, self.shape, kind, fillvalue=fill)
+        add_growing(found, self.valid, (), bool)
 
     def add(self, found: h5py.File, first: int, column: pa.ChunkedArray) -> None:
         """Write the entries from `first` on."""
-        valid = np.asarray(column.is_valid())
-        known = column.drop_null()
-        for _ in self.shape:
-            known = pa.chunked_array([c.flatten() for c in known.chunks], known.type.value_type)
-        values = known.to_numpy().reshape(-1, *self.shape)
-        _append(found[self.valid], first, valid)
+        valid, values = self.layout.numbers(column)
+        append(found[self.valid], first, valid)
         found[self.place].resize(first + len(valid), axis=0)
         self.whole = self.whole and bool(valid.all())
         if valid.all():
@@ -120,22 +117,22 @@ class Column:
 class Texts(Column):
     """A column of texts, as categories."""
 
-    def __init__(self, field: pa.Field, place: str) -> None:
-        super().__init__(field, place, pa.string(), ())
+    def __init__(self, layout: Layout, place: str) -> None:
+        super().__init__(layout, place)
         self.known: dict[str, int] = {}
 
     def open(self, found: h5py.File) -> None:
-        group = _group(found, self.place, "categorical", "0.2.0")
+        group = add_group(found, self.place, "categorical", "0.2.0")
         group.attrs["ordered"] = False
-        _array(found, f"{self.place}/codes", (0,), np.int32)
+        add_growing(found, f"{self.place}/codes", (), np.int32)
 
     def add(self, found: h5py.File, first: int, column: pa.ChunkedArray) -> None:
         texts = column.to_pylist()
         codes = [-1 if t is None else self.known.setdefault(t, len(self.known)) for t in texts]
-        _append(found[f"{self.place}/codes"], first, np.array(codes, dtype=np.int32))
+        append(found[f"{self.place}/codes"], first, np.array(codes, dtype=np.int32))
 
     def close(self, found: h5py.File) -> None:
-        _texts(found, f"{self.place}/categories", list(self.known))
+        add_texts(found, f"{self.place}/categories", list(self.known))
 
     def read(self, found: h5py.File) -> pa.Array:
         names = [*found[f"{self.place}/categories"].asstr()[:], None]
@@ -146,10 +143,10 @@ class Index(Column):
     """The ids: the index of obs."""
 
     def open(self, found: h5py.File) -> None:
-        _texts(found, self.place, [])
+        add_texts(found, self.place, [])
 
     def add(self, found: h5py.File, first: int, column: pa.ChunkedArray) -> None:
-        _append(found[self.place], first, np.array(column.to_pylist(), dtype=object))
+        append(found[self.place], first, np.array(column.to_pylist(), dtype=object))
 
     def close(self, found: h5py.File) -> None:
         pass
@@ -158,27 +155,17 @@ class Index(Column):
         return pa.array(list(found[self.place].asstr()[:]), self.field.type)
 
 
-FLOATS = (pa.float16(), pa.float32(), pa.float64())
-
-
 def make_column(field: pa.Field, schema: pa.Schema) -> Column:
     """How a column lies in the file. Raises `MgenError` for one that AnnData cannot hold."""
-    leaf, shape = field.type, []
-    while pa.types.is_fixed_size_list(leaf):
-        shape.append(leaf.list_size)
-        leaf = leaf.value_type
+    layout = layout_of(field)
     if field.name == ID:
-        return Index(field, f"obs/{INDEX}", leaf, ())
-    if not shape and (pa.types.is_string(leaf) or pa.types.is_null(leaf)):
-        return Texts(field, f"obs/{field.name}")
-    marked = (field.metadata or {}).get(b"mgen.dtype")
-    if marked or not (leaf in FLOATS or pa.types.is_integer(leaf)):
-        raise MgenError(
-            f"h5ad cannot hold the column {field.name!r} of type {field.type}",
-            "choose others with --columns, or merge to .parquet",
-        )
-    place = f"obsm/{_key(field.name, schema)}" if shape else f"obs/{field.name}"
-    return Column(field, place, leaf, tuple(shape))
+        return Index(layout, f"obs/{INDEX}")
+    if layout.text:
+        return Texts(layout, f"obs/{field.name}")
+    if layout.shape == (len(tokens_of(schema)),):
+        return Column(layout, f"layers/{field.name}")
+    place = f"obsm/{_key(field.name, schema)}" if layout.shape else f"obs/{field.name}"
+    return Column(layout, place)
 
 
 def _key(name: str, schema: pa.Schema) -> str:
@@ -193,11 +180,11 @@ def _key(name: str, schema: pa.Schema) -> str:
 def _fill(
     found: h5py.File, tables: Iterable[pa.Table], schema: pa.Schema, columns: list[Column]
 ) -> None:
-    _encode(found, "anndata", "0.1.0")
+    encode(found, "anndata", "0.1.0")
     for name in ("obsm", "varm", "obsp", "varp", "layers", "uns", "uns/mgen", "uns/mgen/valid"):
-        _group(found, name, "dict", "0.1.0")
+        add_group(found, name)
     for name in ("obs", "var"):
-        table = _group(found, name, "dataframe", "0.2.0")
+        table = add_group(found, name, "dataframe", "0.2.0")
         table.attrs["_index"] = INDEX
         table.attrs["column-order"] = np.array([], dtype=TEXT)
     of_obs = [c.field.name for c in columns if c.place.startswith("obs/") and c.field.name != ID]
@@ -212,44 +199,10 @@ def _fill(
         rows += table.num_rows
     for column in columns:
         column.close(found)
-    _texts(found, f"var/{INDEX}", [])
+    layers = any(column.place.startswith("layers/") for column in columns)
+    add_texts(found, f"var/{INDEX}", tokens_of(schema) if layers else [])
     if ID not in schema.names:
-        _texts(found, f"obs/{INDEX}", [str(row) for row in range(rows)])
-    told = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
+        add_texts(found, f"obs/{INDEX}", [str(row) for row in range(rows)])
+    tell(found["uns/mgen"], schema)
     stored = base64.b64encode(schema.serialize().to_pybytes()).decode()
-    for key, text in {**told, SCHEMA: stored}.items():
-        node = found["uns/mgen"].create_dataset(key.removeprefix("mgen."), data=text, dtype=TEXT)
-        _encode(node, "string", "0.2.0")
-
-
-def _encode(node: Any, kind: str, version: str) -> None:
-    node.attrs["encoding-type"] = kind
-    node.attrs["encoding-version"] = version
-
-
-def _group(found: h5py.File, name: str, kind: str, version: str) -> Any:
-    group = found.create_group(name)
-    _encode(group, kind, version)
-    return group
-
-
-def _array(found: h5py.File, name: str, shape: tuple[int, ...], kind: Any, **more: Any) -> None:
-    chunk = (ROWS, *shape[1:])
-    rows = (None, *shape[1:])
-    _encode(
-        found.create_dataset(name, shape, kind, maxshape=rows, chunks=chunk, **more),
-        "array",
-        "0.2.0",
-    )
-
-
-def _texts(found: h5py.File, name: str, texts: list[str]) -> None:
-    node = found.create_dataset(name, (len(texts),), TEXT, maxshape=(None,), chunks=(ROWS,))
-    if texts:
-        node[:] = texts
-    _encode(node, "string-array", "0.2.0")
-
-
-def _append(node: Any, first: int, values: Array) -> None:
-    node.resize(first + len(values), axis=0)
-    node[first:] = values
+    add_text(found["uns/mgen"], SCHEMA, stored)
