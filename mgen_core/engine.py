@@ -196,6 +196,11 @@ class LocalEngine(Engine):
                 activations = self.call(inputs)
             return self.columns(activations, rows)
 
+    def finish(self) -> None:
+        """Wait until the device has done all that it was given."""
+        if not self.placement.on_cpu:
+            torch.cuda.synchronize(self.placement.device)
+
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether Python or PyTorch says that memory is used up."""

@@ -28,7 +28,7 @@ from .table import Table, choose_columns, open_table
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 # Measured on CPUs: a moderate budget beats a large one. A GPU needs more to be kept busy.
-AUTO_BATCH_TOKENS = {"cpu": 2_048, "cuda": 16_384}
+AUTO_BATCH_TOKENS = {"cpu": 1_024, "cuda": 16_384}
 
 
 @dataclass(frozen=True)

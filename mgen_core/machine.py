@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -37,6 +38,16 @@ def this_machine(device: torch.device) -> Machine:
 def free_memory(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
     """Bytes that are free on this host, or less where a container or batch system sets a limit."""
     return max(0, min([_available(proc), *_below_limits(proc, groups)]))
+
+
+def processor(proc: Path = Path("/proc")) -> str:
+    """What the processor calls itself."""
+    import platform
+
+    with contextlib.suppress(OSError):
+        if found := re.search(r"^model name\s*: (.+)$", (proc / "cpuinfo").read_text(), re.M):
+            return found[1]
+    return platform.processor() or platform.machine()
 
 
 def _available(proc: Path) -> int:

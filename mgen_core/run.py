@@ -16,17 +16,18 @@ from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple
 
+from . import budget, storage
 from . import manifest as manifests
-from . import storage
 from .api import Columns, Row, Rows
 from .aside import Trial, kinds, nothing_done, remedy, stop_at
 from .background import Behind, ahead
+from .budget import Choice
 from .catalog import Catalog
 from .columns import HostColumn, to_table
 from .config import RunConfig
 from .errors import InputError, RowError, RunError
 from .footprint import stored_bytes, weigh
-from .job import AUTO_BATCH_TOKENS, Job, open_job
+from .job import Job, open_job
 from .machine import Machine, least, this_machine
 from .manifest import Manifest
 from .outcome import Outcome
@@ -41,7 +42,7 @@ from .turns import Fault, Lost, Pass, Piece, Turns, collated
 from .world import World
 
 if TYPE_CHECKING:
-    from .engine import Engine, Placement
+    from .engine import Engine, LocalEngine, Placement
     from .origin import Origin
 
 ALONE = World()
@@ -63,6 +64,7 @@ class Forecast(NamedTuple):
     plan: Survey
     shares: list[Share]
     decision: Decision
+    choice: Choice
 
 
 @dataclass(frozen=True)
@@ -101,8 +103,11 @@ def run(
             job = open_job(config, catalog, rows=rows, download=needs_base(config))
             if ranks.leads:
                 lock = held.enter_context(folder_of(config))
-            placement, settings = settle(job, world)
+            placement, tokens = settle(job, world)
             origin = open_weights(job)
+            ranks.at("choosing its batches")
+            choice, early = find_budget(job, placement, origin, tokens, ranks, screen, stop)
+            settings = job.settings(choice.tokens)
             identity = identify(job, settings, placement, origin)
             begun = reopen(config, identity) if ranks.leads else None
             ranks.at("planning")
@@ -111,7 +116,11 @@ def run(
             decision = decide(job, placement, plan, ranks)
             screen.decided(decision, world)
             ranks.at("loading the model")
-            engine = load(job, placement, origin, plan, decision, ranks, screen)
+            if decision.strategy == "replicate":
+                engine: Engine = early or load_whole(job, placement, origin, screen)
+            else:
+                early = None  # shards need the room
+                engine = load_shards(job, placement, origin, plan, decision, ranks, screen)
             ranks.exchange("loaded")
             if ranks.leads:
                 record(job, identity, plan, failures, begun)
@@ -139,7 +148,9 @@ def plan_only(
     Reads no weights, writes nothing.
     """
     job = open_job(config, catalog, rows=rows, download=False)
-    placement, settings = settle(job, ALONE)
+    placement, tokens = settle(job, ALONE)
+    choice = Choice(tokens) if tokens else budget.foretell(job, placement)
+    settings = job.settings(choice.tokens)
     total, shares = Survey(), [Share() for _ in hosts]
     for item in survey(job.windows(settings), job.row_bytes):
         if isinstance(item, Survey):
@@ -151,25 +162,29 @@ def plan_only(
     size, batch = weigh(job.backbone, job.task.needs, placement.dtype, total.largest)
     machine = this_machine(placement.device)
     decision = choose(size, batch, machine, hosts, config.strategy, config.offload)
-    return Forecast(job, total, shares, decision)
+    return Forecast(job, total, shares, decision, choice)
 
 
 # --------------------------------------------------------------------------- before the walk
 
 
-def settle(job: Job, world: World) -> tuple[Placement, PlanSettings]:
-    """Decide what `auto` means here; a run that was begun keeps what it was begun with."""
+def settle(job: Job, world: World) -> tuple[Placement, int | None]:
+    """Decide what `auto` means here; a run that was begun keeps what it was begun with.
+
+    The tokens of a batch are None where they are to be found.
+    """
     from .engine import place
 
     config, begun = job.config, begun_with(job.config)
-    precision = config.precision
+    precision, tokens = config.precision, config.batch_tokens
     if begun and precision == "auto":
         precision = begun["precision"]
     placement = place(precision, world.local_rank)
-    tokens = config.batch_tokens
-    if tokens is None:
-        tokens = begun["batch_tokens"] if begun else AUTO_BATCH_TOKENS[placement.device.type]
-    return placement, job.settings(tokens)
+    if begun and tokens is None:
+        tokens = begun["batch_tokens"]
+    if config.batch_rows and tokens is None:
+        tokens = budget.usual(placement)
+    return placement, tokens
 
 
 def needs_base(config: RunConfig) -> bool:
@@ -208,6 +223,29 @@ def folder_of(config: RunConfig) -> Iterator[storage.Lock]:
 
 
 # --------------------------------------------------------------------------- the walk
+
+
+def find_budget(
+    job: Job,
+    placement: Placement,
+    origin: Origin,
+    tokens: int | None,
+    ranks: Ranks,
+    screen: Screen,
+    stop: Stop,
+) -> tuple[Choice, LocalEngine | None]:
+    """How many tokens a batch has at most: rank 0 finds it for all.
+
+    Where it has to be measured the whole model is loaded for it, which is given back.
+    """
+    choice = Choice(tokens) if tokens else None
+    engine = None
+    if ranks.leads and choice is None:
+        load = partial(load_whole, job, placement, origin, screen)
+        choice, engine = budget.find(job, placement, load, stop.check)
+    choice = Choice(*ranks.exchange(choice)[0])
+    screen.chosen(choice)
+    return choice, engine
 
 
 def make_plan(
@@ -266,7 +304,17 @@ def decide(job: Job, placement: Placement, plan: Survey, ranks: Ranks) -> Decisi
     return Decision(*ranks.exchange(decision)[0])
 
 
-def load(
+def load_whole(job: Job, placement: Placement, origin: Origin, screen: Screen) -> LocalEngine:
+    """Put the model on this rank's device. Raises `WeightsError` for weights that do not fit."""
+    from .engine import LocalEngine
+
+    start = time.perf_counter()
+    engine = LocalEngine(job.backbone, job.task, placement, origin)
+    screen.loaded(job, engine.parameters, str(placement), time.perf_counter() - start)
+    return engine
+
+
+def load_shards(
     job: Job,
     placement: Placement,
     origin: Origin,
@@ -275,22 +323,14 @@ def load(
     ranks: Ranks,
     screen: Screen,
 ) -> Engine:
-    """Put the model on its device. Raises `WeightsError` for weights that do not fit."""
-    from .engine import LocalEngine
+    """Put this rank's shards of the model on its device. Raises `WeightsError`, likewise."""
+    from .zero3 import Group, Zero3Engine, connect
 
     start = time.perf_counter()
-    engine: Engine
-    if decision.strategy == "replicate":
-        engine = LocalEngine(job.backbone, job.task, placement, origin)
-    else:
-        from .zero3 import Group, Zero3Engine, connect
-
-        connect(ranks.store, ranks.world, placement.device)
-        fillers = [row for entry in plan.fillers for row in first_variant(job, entry.rows[0])]
-        group = Group(decision.groups)
-        engine = Zero3Engine(
-            job.backbone, job.task, placement, origin, group, fillers, decision.offload
-        )
+    connect(ranks.store, ranks.world, placement.device)
+    fillers = [row for entry in plan.fillers for row in first_variant(job, entry.rows[0])]
+    group, offload = Group(decision.groups), decision.offload
+    engine = Zero3Engine(job.backbone, job.task, placement, origin, group, fillers, offload)
     screen.loaded(job, engine.parameters, str(placement), time.perf_counter() - start)
     return engine
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
+    from .budget import Choice
     from .job import Job
     from .manifest import Done, Manifest
     from .plan import Survey
@@ -33,6 +34,9 @@ class Screen:
 
     def loaded(self, job: Job, parameters: int, place: str, seconds: float) -> None:
         """The model is ready."""
+
+    def chosen(self, choice: Choice) -> None:
+        """How many tokens a batch has at most."""
 
     def decided(self, decision: Decision, world: World) -> None:
         """Several ranks: how they share the work."""
@@ -120,6 +124,10 @@ class ConsoleScreen(Screen):
     def decided(self, decision: Decision, world: World) -> None:
         if world.size > 1 or not decision.fits or decision.strategy == "zero3":
             self.say("ranks", describe(decision, world.size))
+
+    def chosen(self, choice: Choice) -> None:
+        if choice.why:
+            self.say("batches", f"at most {choice.tokens:,} tokens: {choice.why}")
 
     def learned(self, limit: int) -> None:
         self.say("memory", f"used up: at most {limit:,} tokens at once from here on")

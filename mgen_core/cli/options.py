@@ -164,7 +164,7 @@ BatchTokens = Annotated[
     Optional[str],
     typer.Option(
         metavar="auto|N",
-        help="Most tokens computed at once, padding included. Default: auto.",
+        help="Most tokens computed at once, padding included. Default: auto (measured).",
         rich_help_panel=RUN,
     ),
 ]

@@ -113,6 +113,7 @@ def _plain(value: Any) -> Any:
 def show_plan(config: RunConfig, forecast: Forecast) -> None:
     """The plan, how it would be computed, and what it would take on disk."""
     screen, total = ConsoleScreen(Console(stderr=True)), forecast.plan
+    screen.chosen(forecast.choice)
     for label, text in plan_lines(forecast.job, total):
         screen.say(label, text)
     screen.say("longest", f"{total.longest:,} tokens")

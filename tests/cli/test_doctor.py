@@ -105,7 +105,7 @@ def test_a_model_with_its_weights(tmp_path, memory):
     told = dict(lines(asked("-b", "esm2_8m", "--weights", folder, "--precision", "bf16")))
     assert told["weights"] == str(folder)
     assert re.match(r"esm2_8m: [\d,]+ parameters, [\d.]+ kB in bf16$", told["model"])
-    assert told["batch"].startswith("up to 2,048 tokens: at most about ")
+    assert told["batch"].startswith("up to 1,024 tokens: at most about ")
     assert told["runs"].startswith("1 rank, with the whole model: ")
 
 
