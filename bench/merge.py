@@ -64,8 +64,8 @@ class Shape:
 
 
 SHAPES = (
-    Shape("a vector a row", 1_000_000, 640, "float32", 65_536, 1024),
-    Shape("a vector a residue", 50_000, 320, "float16", 1398, 64, residues=300),
+    Shape("a vector a row", 1_000_000, 640, "float32", 52_429, 1024),
+    Shape("a vector a residue", 50_000, 320, "float16", 699, 64, residues=300),
 )
 
 

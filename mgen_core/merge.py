@@ -21,7 +21,7 @@ from .columns import ERROR, ID, ROW
 from .errors import MgenError, RunError, Stopped, printable
 from .manifest import Done, Manifest
 from .order import Source, Told, listed
-from .parts import read_part
+from .parts import open_part, outside, read_part
 from .selection import Selection, take
 from .stop import Stop, stoppable
 
@@ -86,7 +86,7 @@ def merge(
     writer.source = into
     with stopping() as stop, contextlib.closing(order.ordered(source, done, told)) as tables:
         count = Counted(tables, stop)
-        with result.beside(path) as files:
+        with result.beside(path, digest=delete_parts) as files:
             writer.scratch = files.folder
             for some in cut(count, rows_per_file):
                 files.add(partial(writer.write, tables=some, schema=source.schema))
@@ -154,13 +154,14 @@ def open_source(
     writer = card.load(card)
     # A part with rows: a format that guesses types has nothing to guess from in the others.
     part = next((part for part in done if part.rows), done[0])
-    table = read_part(manifest, writer, part)
+    content = open_part(manifest, part)
+    table = read_part(manifest, writer, part, content)
     schema = table.schema.with_metadata({**(table.schema.metadata or {}), **_provenance(manifest)})
     if manifest.failed(done) and not selection.drop_failed:
         schema = schema.append(pa.field(ERROR, pa.string()))
     share = min(1.0, SAMPLE_BYTES / max(table.nbytes, 1))
     sample = take(table, range(max(1, int(len(table) * share))) if len(table) else ())
-    wanted, swell = selection.of(schema), table.nbytes / part.bytes
+    wanted, swell = selection.of(schema), outside(table, content) / part.bytes
     return Source(manifest, writer, table.schema, wanted, selection, sample, swell)
 
 

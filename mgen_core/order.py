@@ -20,14 +20,15 @@ from .api import Writer
 from .aside import Failures, set_aside
 from .columns import ERROR, ROW, null_rows
 from .errors import RunError
+from .gather import gather
 from .manifest import Done, Manifest
 from .parts import open_part, read_part
 from .plan import Failure
 from .selection import Indices, RowFilter, Selection, integers, take
 
 MEMORY = 7 << 25  # of the parts that are held, decoded or on their way
-CHUNK_BYTES = 1 << 24  # smaller parts of a window are joined to chunks of it
-SLICE_BYTES = 1 << 22  # rows are put in order so many bytes at a time
+CHUNK_BYTES = 1 << 22  # smaller pieces of a window are joined to chunks of it
+SLICE_BYTES = 1 << 23  # rows are put in order so many bytes at a time
 READERS = 2
 MOST_AHEAD = 64
 
@@ -47,7 +48,7 @@ class Source:
     """How the parts of a run are read.
 
     `stored` is their schema, `schema` that of the result; `sample` are a few rows as stored;
-    `swell` is how many times larger a part is decoded than on the disk.
+    `swell` is what a part takes decoded, beside its bytes, in multiples of these.
     """
 
     manifest: Manifest
@@ -86,7 +87,7 @@ def ordered(
                 loader.fill()
                 told(first + round(rows * end))
             del window
-            pa.default_memory_pool().release_unused()
+            #pa.default_memory_pool().release_unused()
             loader.release()
             told(first + rows)
 
@@ -203,16 +204,18 @@ def emptied(pieces: deque[Piece]) -> Iterator[pa.Table]:
 
 
 def chunks(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """The same rows in fewer tables: thousands of parts make thousands of tables."""
+    """The same rows in tables of one chunk; thousands of parts do not make thousands of them."""
     held: list[pa.Table] = []
-    size = 0
     for table in tables:
-        if len(table):
-            held.append(table)
-            size += table.nbytes
-        if size >= CHUNK_BYTES:
-            yield pa.concat_tables(held).combine_chunks()
-            held, size = [], 0
+        for batch in table.to_batches():
+            one = pa.Table.from_batches([batch])
+            if one.nbytes >= CHUNK_BYTES:
+                yield one
+            elif len(one):
+                held.append(one)
+                if sum(some.nbytes for some in held) >= CHUNK_BYTES:
+                    yield pa.concat_tables(held).combine_chunks()
+                    held = []
     if held:
         yield pa.concat_tables(held).combine_chunks()
 
@@ -226,11 +229,13 @@ class Window:
     def __init__(
         self, tables: Iterable[pa.Table], failures: Sequence[Failure], schema: pa.Schema
     ) -> None:
-        self._tables = list(tables)
+        found = list(tables)
+        self._tables = [_whole(table, schema) for table in found]
+        self._gather = gather(self._tables)
         self._failures = failures
         self._schema = schema
         lengths = [len(table) for table in self._tables] + [len(failures)]
-        rows = [integers(table) for table in self._tables]
+        rows = [integers(table) for table in found]
         rows.append(np.array([failure.row for failure in failures], np.int64))
         self._order = np.argsort(np.concatenate(rows), kind="stable")
         self._table_of = np.repeat(np.arange(len(lengths)), lengths)
@@ -241,7 +246,7 @@ class Window:
         total = len(self._order)
         step = self._step()
         for start in range(0, total, step):
-            table = self._gather(self._order[start : start + step])
+            table = self._rows(self._order[start : start + step])
             yield min(start + step, total) / total, table
 
     def _step(self) -> int:
@@ -251,27 +256,21 @@ class Window:
         row = held / computed if computed else width(self._schema)
         return max(1, int(SLICE_BYTES / max(row, 1)))
 
-    def _gather(self, rows: Indices) -> pa.Table:
-        """These rows: taken table by table, then put in order."""
-        table_of = self._table_of[rows]
-        by_table = np.argsort(table_of, kind="stable")
-        bounds = np.searchsorted(table_of[by_table], np.arange(len(self._tables) + 2))
-        places = self._place_of[rows][by_table]
-        found = []
-        for number, (start, stop) in enumerate(zip(bounds[:-1].tolist(), bounds[1:].tolist())):
-            if start < stop:
-                found.append(self._taken(number, places[start:stop]))
-        back = np.empty_like(by_table)
-        back[by_table] = np.arange(len(rows))
-        return take(pa.concat_tables(found).combine_chunks(), back)
+    def _rows(self, rows: Indices) -> pa.Table:
+        of, places = self._table_of[rows], self._place_of[rows]
+        failed = of == len(self._tables)
+        if not failed.any():
+            return self._gather.rows(of, places, self._schema.empty_table())
+        failures = [self._failures[place] for place in places[failed].tolist()]
+        places[failed] = np.arange(len(failures))
+        return self._gather.rows(of, places, null_rows(self._schema, failures))
 
-    def _taken(self, number: int, places: Indices) -> pa.Table:
-        if number == len(self._tables):
-            return null_rows(self._schema, [self._failures[place] for place in places.tolist()])
-        table = take(self._tables[number], places)
-        none = pa.nulls(len(table), pa.string())
-        held = [none if name == ERROR else table[name] for name in self._schema.names]
-        return pa.Table.from_arrays(held, schema=self._schema)
+
+def _whole(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The columns of the result; no computed row has an error."""
+    none = pa.nulls(len(table), pa.string())
+    held = [none if name == ERROR else table[name] for name in schema.names]
+    return pa.Table.from_arrays(held, schema=schema)
 
 
 def width(schema: pa.Schema) -> int:

@@ -129,6 +129,14 @@ def open_part(manifest: Manifest, part: Done) -> pa.Buffer:
     return content
 
 
+def outside(table: pa.Table, content: pa.Buffer) -> int:
+    """Bytes of a table that was read from `content` and does not lie in it."""
+    within = range(content.address, content.address + content.size)
+    arrays = [chunk for column in table.columns for chunk in column.chunks]
+    held = [buffer for array in arrays for buffer in array.buffers() if buffer is not None]
+    return sum(buffer.size for buffer in held if buffer.address not in within)
+
+
 def read_part(
     manifest: Manifest,
     source: Writer,

@@ -45,7 +45,7 @@ class PlanSettings:
     packed: bool = False
     window_rows: int = 65_536
     window_tokens: int = 2**25
-    window_bytes: int = 2**28
+    window_bytes: int = 2**27
 
 
 class Failure(NamedTuple):

@@ -17,6 +17,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -33,20 +34,23 @@ BLOCK = 1 << 22
 
 
 @contextlib.contextmanager
-def beside(path: Path) -> Iterator[Results]:
-    """Files that will stand at `path`, or numbered after it; nothing is left when it goes wrong."""
+def beside(path: Path, *, digest: bool = False) -> Iterator[Results]:
+    """Files that will stand at `path`, or numbered after it; nothing is left when it goes wrong.
+
+    With `digest` they can be checked when they stand there.
+    """
     if isinstance(path, ObjectPath):
         with tempfile.TemporaryDirectory(prefix="mgen-") as folder:
-            yield Results(path, Path(folder))
+            yield Results(path, Path(folder), digest)
         return
     storage.make_folder(path.parent)
     try:
-        _sweep(path)
+        sweep(path)
         folder, lock = _own_folder(path)
     except OSError as error:
         raise storage.disk_error(error, path) from error
     try:
-        yield Results(path, folder)
+        yield Results(path, folder, digest)
     finally:
         os.close(lock)
         with contextlib.suppress(RunError):
@@ -56,15 +60,16 @@ def beside(path: Path) -> Iterator[Results]:
 class Results:
     """Files that are on their way to their place."""
 
-    def __init__(self, path: Path, folder: Path) -> None:
+    def __init__(self, path: Path, folder: Path, digest: bool) -> None:
         self.path = path
         self.folder = folder
+        self._digest = digest
         self.written: list[Written] = []
 
     def add(self, write: storage.Write) -> None:
         """One more file, durable, but not under its name."""
         try:
-            stream = _Flushed(self._temporary(len(self.written)))
+            stream = _Flushed(self._temporary(len(self.written)), digest=self._digest)
             with io.BufferedWriter(stream, storage.BUFFER) as file:
                 behind(cast("BinaryIO", file), write)
             storage.sync(self._temporary(len(self.written)))
@@ -127,33 +132,43 @@ def check(path: Path, written: Written) -> None:
 
 
 def behind(file: BinaryIO, write: storage.Write) -> None:
-    """Call `write` with a file whose bytes another thread digests and hands to the disk."""
+    """Call `write` with a file whose bytes another thread hands to the disk."""
 
-    def put(blocks: Sequence[bytes]) -> None:
+    def put(blocks: Sequence[memoryview]) -> None:
         for block in blocks:
             file.write(block)
 
-    with (
-        Behind(put, room=BEHIND_BYTES) as thread,
-        io.BufferedWriter(_Queued(thread), storage.BUFFER) as queued,
-    ):
+    with Behind(put, room=BEHIND_BYTES) as thread, _Queued(thread) as queued:
         write(cast("BinaryIO", queued))
 
 
 class _Queued(io.RawIOBase):
-    def __init__(self, thread: Behind[bytes]) -> None:
+    """Much that cannot change any more is handed on as it is; all else is copied."""
+
+    def __init__(self, thread: Behind[memoryview]) -> None:
         self._thread = thread
+        self._held = bytearray()
         self._bytes = 0
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: Any) -> int:
-        with memoryview(data).cast("B") as view:
-            block = bytes(view[:BLOCK])
-        self._thread.put(block, len(block))
-        self._bytes += len(block)
-        return len(block)
+        view = memoryview(data).cast("B")
+        self._bytes += len(view)
+        if view.readonly and len(view) >= storage.BUFFER:
+            self.flush()
+            self._thread.put(view, len(view))
+        else:
+            self._held += view
+            if len(self._held) >= storage.BUFFER:
+                self.flush()
+        return len(view)
+
+    def flush(self) -> None:
+        if self._held:
+            held, self._held = self._held, bytearray()
+            self._thread.put(memoryview(held), len(held))
 
     def tell(self) -> int:
         return self._bytes
@@ -162,17 +177,30 @@ class _Queued(io.RawIOBase):
 class _Flushed(storage.DiskFile):
     """Goes to the disk as it is written, so that its end does not wait for all of it."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
+    def __init__(self, path: Path, *, digest: bool) -> None:
+        super().__init__(path, digest=digest)
         self._waiting = 0
+        self._syncer = ThreadPoolExecutor(1, "mgen-sync")
+        self._syncing: Future[None] | None = None
 
     def take(self, view: memoryview) -> int:
         taken = super().take(view)
         self._waiting += taken
         if self._waiting >= FLUSH_BYTES:
-            storage.disk.sync(self._descriptor)
+            self._synced()
+            self._syncing = self._syncer.submit(storage.disk.sync, self._descriptor)
             self._waiting = 0
         return taken
+
+    def _synced(self) -> None:
+        syncing, self._syncing = self._syncing, None
+        if syncing is not None:
+            syncing.result()
+
+    def close(self) -> None:
+        self._syncer.shutdown()
+        super().close()
+        self._synced()
 
 
 def _own_folder(path: Path) -> tuple[Path, int]:
@@ -189,8 +217,10 @@ def _own_folder(path: Path) -> tuple[Path, int]:
         os.close(lock)
 
 
-def _sweep(path: Path) -> None:
+def sweep(path: Path) -> None:
     """Remove the folders that killed merges to this path have left."""
+    if isinstance(path, ObjectPath):
+        return
     named = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}{re.escape(storage.TEMPORARY)}")
     for folder in path.parent.iterdir():
         if not named.fullmatch(folder.name):

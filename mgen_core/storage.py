@@ -26,6 +26,7 @@ from .stream import Stream, Written
 TEMPORARY = ".tmp"
 SYNCERS = 16
 BUFFER = 1 << 20
+PIECE = 1 << 18  # bytes of a write: ext4 takes larger ones at a third of the speed
 
 
 class Disk:
@@ -68,12 +69,12 @@ Write = Callable[[BinaryIO], object]
 class DiskFile(Stream):
     """A new file on a disk."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__()
+    def __init__(self, path: Path, *, digest: bool = True) -> None:
+        super().__init__(digest=digest)
         self._descriptor = disk.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
 
     def take(self, view: memoryview) -> int:
-        return disk.write(self._descriptor, view)
+        return disk.write(self._descriptor, view[:PIECE])
 
     def close(self) -> None:
         if not self.closed:

@@ -15,6 +15,8 @@ from mgen_core import Writer
 from .arrays import Array
 from .intact import intact
 from .kind import refuse_bfloat16
+from .pages import vectors
+from .rowgroups import RowGroups, read_row_group
 
 # Of a row group, before compression. Encoding it takes several times as much memory.
 GROUP_BYTES = 16 << 20
@@ -23,7 +25,7 @@ WORTH = 0.75
 
 
 class ParquetWriter(Writer):
-    """Writes any Arrow type but bfloat16. Memory: one table, and about 200 MB for a row group.
+    """Writes any Arrow type but bfloat16. Memory: one table, and some row groups.
 
     Equal rows give equal bytes, however the stream is cut into tables.
     """
@@ -32,34 +34,41 @@ class ParquetWriter(Writer):
         refuse_bfloat16(schema, self.card.name)
         cut = groups(tables, schema)
         first = next(cut, pa.Table.from_batches([], schema))
-        with pq.ParquetWriter(file, schema, **_layout(first)) as written:
-            for group in chain([first] if len(first) else [], cut):
-                written.write_table(group, row_group_size=len(group))
+        written = RowGroups(file, schema, *_layout(first))
+        for group in chain([first] if len(first) else [], cut):
+            written.add(group)
+        written.close()
 
     def read(self, file: BinaryIO, columns: Sequence[str] | None = None) -> pa.Table:
-        with intact(self.card.name), pq.ParquetFile(file) as found:
+        source = file if isinstance(file, pa.NativeFile) else pa.PythonFile(file)
+        with intact(self.card.name), pq.ParquetFile(source) as found:
             # One by one: Arrow keeps four bytes of levels for every number that it reads at once.
             held = [
-                found.read_row_group(number, columns, use_threads=False)
+                read_row_group(source, found, number, columns)
                 for number in range(found.num_row_groups)
             ]
             table = pa.concat_tables(held) if held else found.read(columns)
             return table if columns is None else table.select(list(columns))
 
 
-def _layout(group: pa.Table) -> dict[str, object]:
-    """How the columns are encoded, which the rows of the first group decide."""
+def _layout(group: pa.Table) -> tuple[dict[str, object], list[str]]:
+    """How the columns are encoded, which the rows of the first group decide.
+
+    That is, Arrow's options, and the columns of vectors that are left as they are.
+    """
     # Numbers of a network are noise to a dictionary and to statistics, and both cost time.
     plain = [field.name for field in group.schema if not pa.types.is_nested(field.type)]
     texts = [name for name in plain if pa.types.is_string(group.schema.field(name).type)]
-    packed, split = list(plain), []
+    packed, split, bare = list(plain), [], []
     for name in group.column_names:
         if name not in plain:
             path, leaf = _leaf(name, group.schema.field(name).type)
             if _worth(group[name].combine_chunks(), leaf):
                 packed.append(path)
                 split += [path] if _splits(leaf) else []
-    return {
+            elif vectors(group.schema.field(name)):
+                bare.append(name)
+    options = {
         "compression": dict.fromkeys(packed, "zstd"),
         "compression_level": dict.fromkeys(packed, 1),
         "use_dictionary": texts,
@@ -68,6 +77,7 @@ def _layout(group: pa.Table) -> dict[str, object]:
         # A vector has hundreds of values, a row of residues a hundred thousand.
         "write_batch_size": 1 << 16,
     }
+    return options, bare
 
 
 def _leaf(path: str, of: pa.DataType) -> tuple[str, pa.DataType]:
@@ -129,10 +139,9 @@ def groups(tables: Iterable[pa.Table], schema: pa.Schema) -> Iterator[pa.Table]:
 
 
 def _joined(held: list[pa.Table], schema: pa.Schema) -> Iterator[pa.Table]:
-    # One chunk a column: the pages inside a group would follow the chunks.
     group = pa.concat_tables([pa.Table.from_batches([], schema), *held])
     if len(group):
-        yield group.combine_chunks()
+        yield group
 
 
 def _sizes(table: pa.Table) -> Array:
