@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from mgen_core import (
     Backbone,
@@ -74,6 +75,11 @@ def _h5ad(card: ReaderCard, options: AnnDataOptions) -> Reader:
     return AnnDataReader(card, options)
 
 
+def _is_anndata(data: Any) -> bool:
+    kind = type(data)  # anndata itself is slow to import, and may not be there
+    return kind.__name__ == "AnnData" and kind.__module__.partition(".")[0] == "anndata"
+
+
 def _tenx(card: ReaderCard, options: GeneOptions) -> Reader:
     from .readers.tenx import TenXReader
 
@@ -87,7 +93,14 @@ def _counts(card: ReaderCard, options: ReaderOptions) -> Reader:
 
 
 READERS = (
-    ReaderCard("h5ad", "AnnData, streamed", _h5ad, suffixes=(".h5ad",), options=AnnDataOptions),
+    ReaderCard(
+        "h5ad",
+        "AnnData: a file, a folder of zarr, or an object in memory; streamed",
+        _h5ad,
+        suffixes=(".h5ad", ".zarr"),
+        takes=_is_anndata,
+        options=AnnDataOptions,
+    ),
     ReaderCard("10x", "10x Genomics HDF5", _tenx, suffixes=(".h5",), options=GeneOptions),
     # csv is a format of sequences, too: this one is asked for by name.
     ReaderCard("counts", "csv or tsv of counts: a line a cell, a column a gene", _counts),

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import pickle
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mgen_cell.plugin import READERS
 from mgen_cell.readers import matrix
+from scipy import sparse
 from typer.testing import CliRunner
 
 import mgen_core
-from mgen_core import InputError, RowError, Rows
+from mgen_core import InputError, RowError, Rows, RunError
 from mgen_core.cli import app
 
 NAMES = [f"GENE{number}" for number in range(30)]  # of the model in conftest
@@ -217,11 +221,6 @@ def test_neighbours_that_cannot_be_had_are_told(h5ad: Callable[..., Path]) -> No
         table_of(open_rows(path, neighbours=1))
 
 
-def test_neighbours_change_what_was_read(h5ad: Callable[..., Path]) -> None:
-    path = h5ad(COUNTS, GENES)
-    assert open_rows(path, neighbours=1).digest() != open_rows(path).digest()
-
-
 def test_a_tissue_from_a_file_to_a_table(
     tissue_weights: Path, h5ad: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -232,6 +231,122 @@ def test_a_tissue_from_a_file_to_a_table(
         options = ["--option", f"neighbours={number}", "--output", str(run)]
         done = CliRunner().invoke(app, [*words, *options], catch_exceptions=False)
         assert done.exit_code == 0, done.output
+    # How many come with each is part of what a run is.
+    refused = CliRunner().invoke(app, [*words, "--output", str(tmp_path / "2")]).exception
+    assert isinstance(refused, RunError) and "neighbours was" in refused.what
     alone, among = (mgen_core.read(tmp_path / n)["embedding"].to_pylist() for n in ("0", "2"))
     assert len(alone) == len(among) == 6 and np.isfinite([*alone, *among]).all()
     assert not np.allclose(alone, among)
+
+
+# --------------------------------------------------------------------------- zarr, memory
+
+
+def copied(node: h5py.Group, to: Any) -> None:
+    """An HDF5 tree as AnnData lays it out in zarr."""
+    for name, value in node.attrs.items():
+        to.attrs[name] = value.tolist() if isinstance(value, np.ndarray) else value
+    for name, found in node.items():
+        if isinstance(found, h5py.Group):
+            copied(found, to.create_group(name))
+            continue
+        if h5py.check_string_dtype(found.dtype) is None:
+            to.create_array(name, data=found[:])
+            continue
+        texts = to.create_array(name, shape=found.shape, dtype="str")
+        texts[:] = found.asstr()[:]
+
+
+def in_zarr(path: Path, form: int = 2) -> Path:
+    zarr = pytest.importorskip("zarr", reason="zarr is not installed")
+    to = path.with_suffix(".zarr")
+    with h5py.File(path) as file:
+        copied(file, zarr.open_group(str(to), mode="w", zarr_format=form))
+    return to
+
+
+@pytest.mark.parametrize("form", [2, 3])
+@pytest.mark.parametrize("kind", ["csr", "csc", "dense"])
+def test_a_folder_of_zarr_is_the_same_table(
+    kind: str, form: int, h5ad: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = h5ad(COUNTS, GENES, kind, ids=["007", "b", "c", "d"])
+    rows = open_rows(in_zarr(path, form))
+    assert table_of(rows) == COUNTS.tolist()
+    assert table_of(rows, "layers/doubled") == (COUNTS * 2).tolist()
+    (chunk,) = rows.chunks(["X", "obs_names", "kind", "x"])
+    assert chunk["obs_names"] == ["007", "b", "c", "d"]
+    assert chunk["kind"] == [None, "B", "T", None] and chunk["x"] == [0, 1, 4, 9]
+    assert chunk["X"][0].genes.names == GENES
+    monkeypatch.setattr(matrix, "BLOCK", 2)
+    assert table_of(rows) == COUNTS.tolist()
+
+
+def test_a_folder_of_zarr_is_known_by_its_content(h5ad: Callable[..., Path]) -> None:
+    folder = in_zarr(h5ad(COUNTS, GENES))
+    before = open_rows(folder).digest()
+    piece = next(path for path in sorted(folder.rglob("data/*")) if not path.name.startswith("."))
+    piece.write_bytes(piece.read_bytes()[::-1])
+    assert open_rows(folder).digest() != before
+
+
+def test_a_folder_that_is_no_zarr_is_told(tmp_path: Path) -> None:
+    pytest.importorskip("zarr", reason="zarr is not installed")
+    (tmp_path / "a.zarr").mkdir()
+    with pytest.raises(InputError, match="no group of zarr"):
+        open_rows(tmp_path / "a.zarr")
+
+
+def test_pickles_in_zarr_are_not_read(h5ad: Callable[..., Path], tmp_path: Path) -> None:
+    folder = in_zarr(h5ad(COUNTS, GENES))
+    array = folder / "obs/_index/.zarray"
+    told = json.loads(array.read_text())
+    array.write_text(json.dumps({**told, "filters": [{"id": "pickle", "protocol": 5}]}))
+    mark = tmp_path / "mark"
+
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (mark.touch, ())
+
+    (folder / "obs/_index/0").write_bytes(pickle.dumps([Evil()]))
+    with pytest.raises(InputError):
+        list(open_rows(folder).chunks(["X", "obs_names"]))
+    assert not mark.exists()
+
+
+def held(counts: Any, ids: Sequence[str], **obs: Sequence[Any]) -> Any:
+    """An object like an AnnData: what is read of one."""
+    frame = pd.DataFrame(obs, index=ids)
+    var = pd.DataFrame({"symbol": [f"G{name}" for name in GENES]}, index=GENES)
+    parts = {"X": counts, "obs": frame, "var": var, "layers": {"half": counts / 2}, "raw": None}
+    return type("AnnData", (), {"__module__": "anndata._core.anndata", **parts})()
+
+
+@pytest.mark.parametrize(
+    "kind", [np.asarray, sparse.csr_matrix, sparse.csc_array, sparse.coo_array]
+)
+def test_an_anndata_in_memory_is_the_same_table(kind: Callable[[Any], Any]) -> None:
+    kinds, some = pd.Categorical(["B", None, "T", "B"]), pd.array([1, None, 2, 3], dtype="Int64")
+    cells = held(kind(COUNTS), list("abcd"), kind=kinds, n=range(4), some=some)
+    (card,) = (card for card in READERS if card.takes is not None and card.takes(cells))
+    rows = card.load(card, card.options(gene_col="symbol")).open(cells)
+    assert table_of(rows) == COUNTS.tolist()
+    assert table_of(rows, "layers/half") == (COUNTS / 2).tolist()
+    (chunk,) = rows.chunks(["X", "obs_names", "kind", "n", "some"])
+    assert chunk["some"] == [1, None, 2, 3]
+    assert chunk["obs_names"] == list("abcd") and chunk["n"] == [0, 1, 2, 3]
+    assert chunk["kind"] == ["B", None, "T", "B"]
+    assert chunk["X"][0].genes.names == [f"G{name}" for name in GENES]
+    before = rows.digest()
+    assert before == card.load(card, card.options()).open(cells).digest()
+    cells.obs.iloc[0, 1] = 7
+    assert card.load(card, card.options()).open(cells).digest() != before
+
+
+def test_an_anndata_in_memory_to_a_table(weights: Path) -> None:
+    counts = sparse.csr_matrix(np.random.default_rng(1).poisson(1.0, (3, 4)))
+    cells = held(counts, list("abc"), kind=["x", "y", "z"])
+    cells.var.index = NAMES[:4]
+    found = mgen_core.embed(cells, backbone="aido_cell_3m", weights=weights, keep=["kind"])
+    assert found["id"].to_pylist() == list("abc") and found["kind"].to_pylist() == ["x", "y", "z"]
+    assert np.isfinite(found["embedding"].to_pylist()).all()

@@ -16,7 +16,8 @@ from mgen_core import InputError, Reader, RowError, Rows
 
 from ..cell import Cell, Genes
 from .matrix import MOST_GENES
-from .source import COUNTS, IDS, digest, readable
+from .source import COUNTS, IDS
+from .stores import file_digest, readable
 
 CHUNK = 64
 LONGEST = 256 << 20
@@ -88,7 +89,7 @@ class CountsRows(Rows):
                 raise InputError(f"cannot read {self.path}: {error}", "check the file") from error
 
     def digest(self) -> str:
-        return digest(self.path)
+        return file_digest(self.path)
 
 
 def _bounded(text: io.TextIOWrapper) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Count matrices in HDF5, streamed row by row: CSR, CSC and dense.
+"""Count matrices in a tree, streamed row by row: CSR, CSC and dense.
 
 A stream gives blocks: of each of so many following rows the places and the numbers that are not
 left out. What a file says of itself is checked before it is used.
@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-import h5py  # type: ignore[import-untyped]
 import numpy as np
 
 from mgen_core import InputError
 
 from ..cell import Array
+from .stores import is_array
 
 BLOCK = 1 << 22  # numbers that are held at once
 MOST_GENES = 1 << 20
@@ -41,7 +41,7 @@ class Matrix(NamedTuple):
 
 def open_matrix(node: Any, where: str) -> Matrix:
     """The matrix that AnnData has written at a node. Raises `InputError` for anything else."""
-    if isinstance(node, h5py.Dataset):
+    if is_array(node):
         if len(node.shape) != 2:
             raise InputError(f"{where} has {len(node.shape)} dimensions, not 2", SOUND)
         return checked(Matrix(node, "dense", *map(int, node.shape)), [node], where)
@@ -56,11 +56,11 @@ def open_matrix(node: Any, where: str) -> Matrix:
 def sparse(node: Any, kind: str, rows: int, genes: int, where: str) -> Matrix:
     """A sparse matrix of `data`, `indices` and `indptr`. Raises `InputError` for anything else."""
     parts = [node[name] for name in ("data", "indices", "indptr") if name in node]
-    if len(parts) < 3 or any(not isinstance(part, h5py.Dataset) for part in parts):
+    if len(parts) < 3 or not all(map(is_array, parts)):
         raise InputError(f"{where} lacks data, indices or indptr", SOUND)
     data, indices, ends = parts
     lines = rows if kind == "csr" else genes
-    if data.shape != indices.shape or data.ndim != 1 or ends.shape != (lines + 1,):
+    if data.shape != indices.shape or len(data.shape) != 1 or ends.shape != (lines + 1,):
         raise InputError(f"{where}: its parts do not fit each other", SOUND)
     return checked(Matrix(node, kind, rows, genes), parts, where)
 
@@ -89,7 +89,7 @@ def _spans(sizes: Array, numbers: int, lines: int) -> Iterator[tuple[int, int]]:
 def _line_ends(matrix: Matrix) -> Array:
     """`indptr` (lines + 1) int64, checked."""
     ends = np.asarray(matrix.node["indptr"][:], dtype=np.int64)
-    if ends[0] != 0 or (np.diff(ends) < 0).any() or ends[-1] != len(matrix.node["data"]):
+    if ends[0] != 0 or (np.diff(ends) < 0).any() or ends[-1] != matrix.node["data"].shape[0]:
         raise InputError("indptr does not fit the data of a sparse matrix", SOUND)
     return ends
 
@@ -162,9 +162,9 @@ def _gathered(matrix: Matrix, ends: Array, first: int, last: int) -> Iterator[Bl
 
 def _dense(matrix: Matrix) -> Iterator[Block]:
     step = max(1, BLOCK // max(1, matrix.genes))
-    height = matrix.node.chunks[0] if matrix.node.chunks else 1
+    height = (getattr(matrix.node, "chunks", None) or (1,))[0]
     if height <= 4 * step:  # whole chunks, so that none is unpacked twice
         step = -(-step // height) * height
     for first in range(0, matrix.rows, step):
-        block = matrix.node[first : first + step]
+        block = np.asarray(matrix.node[first : first + step])
         yield [(places := np.flatnonzero(row), row[places]) for row in block]

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import h5py  # type: ignore[import-untyped]
+from typing import Any
 
 from mgen_core import InputError, Reader, Rows
 
 from ..cell import Genes
 from ..options import GeneOptions
 from .matrix import Matrix, sparse
-from .source import COUNTS, IDS, CountRows, inside, named, opened, readable, values
+from .source import COUNTS, IDS, CountRows, inside, named, values
+from .stores import HdfStore
 
 EXPRESSION = "Gene Expression"
 
@@ -22,17 +21,15 @@ class TenXReader(Reader):
     options: GeneOptions
 
     def open(self, uri: str) -> Rows:
-        path = readable(uri)
-        with opened(path) as file:
+        store = HdfStore(uri)
+        with store.opened() as file:
             if "matrix" not in file:
                 hint = "AnnData files end in .h5ad (or say --reader h5ad)"
-                raise InputError(f"{path} holds no matrix of Cell Ranger 3 or later", hint)
-            genes = _genes(path, inside(file["matrix"], "features", path), self.options.gene_col)
-            barcodes = values(inside(file["matrix"], "barcodes", path))
+                raise InputError(f"{uri} holds no matrix of Cell Ranger 3 or later", hint)
+            genes = _genes(uri, inside(file["matrix"], "features", uri), self.options.gene_col)
+            barcodes = values(inside(file["matrix"], "barcodes", uri))
             columns = {IDS: "matrix/barcodes"}
-            found = TenXRows(
-                path, {COUNTS: "matrix"}, {COUNTS: genes}, columns, len(barcodes), self.options
-            )
+            found = TenXRows(store, {COUNTS: "matrix"}, {COUNTS: genes}, columns, len(barcodes))
             found.open(file, COUNTS)
             return found
 
@@ -40,16 +37,16 @@ class TenXReader(Reader):
 class TenXRows(CountRows):
     """The cells of a 10x file."""
 
-    def open(self, file: h5py.File, matrix: str) -> Matrix:
+    def open(self, root: Any, matrix: str) -> Matrix:
         genes = len(self.genes[matrix].names)
         # 10x stores genes x cells by columns: our rows, end to end.
-        return sparse(file["matrix"], "csr", self.length, genes, str(self.path))
+        return sparse(root["matrix"], "csr", self.length, genes, self.store.name)
 
 
-def _genes(path: Path, features: h5py.Group, column: str | None) -> Genes:
+def _genes(uri: str, features: Any, column: str | None) -> Genes:
     """Symbols, or another column. What is no gene has no name: a CD4 antibody is not CD4."""
     others = [name for name in features if not name.startswith("_")]
-    names = named(values(inside(features, column or "name", path)))
+    names = named(values(inside(features, column or "name", uri)))
     if "feature_type" in features:
         kinds = values(features["feature_type"])
         names = [name if kind == EXPRESSION else "" for name, kind in zip(names, kinds)]
