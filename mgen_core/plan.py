@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import heapq
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -242,17 +241,18 @@ def make_work(
     return Work(tuple(map(tuple, passes)), tuple(map(len, expanded)), reasons)
 
 
-def deal(batches: Sequence[Batch], world_size: int) -> list[list[Batch]]:
+def deal(batches: Sequence[Batch], loads: list[int]) -> list[list[Batch]]:
     """One list of batches a rank, near equal in computed tokens: costliest first, to the idlest.
 
-    Each list is in the order of the plan: longest rows first.
+    `loads` are the tokens that each rank has from the windows before, to which these are added: a
+    window may hold fewer batches than there are ranks. Each list is in the order of the plan:
+    longest rows first.
     """
-    ranks: list[list[Batch]] = [[] for _ in range(world_size)]
-    idle = [(0, rank) for rank in range(world_size)]
+    ranks: list[list[Batch]] = [[] for _ in loads]
     for batch in sorted(batches, key=lambda batch: (-batch.computed, batch.number)):
-        load, rank = heapq.heappop(idle)
+        rank = loads.index(min(loads))
         ranks[rank].append(batch)
-        heapq.heappush(idle, (load + batch.computed, rank))
+        loads[rank] += batch.computed
     return [sorted(mine, key=lambda batch: batch.number) for mine in ranks]
 
 

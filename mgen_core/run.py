@@ -151,12 +151,12 @@ def plan_only(
     placement, tokens = settle(job, ALONE)
     choice = Choice(tokens) if tokens else budget.foretell(job, placement)
     settings = job.settings(choice.tokens)
-    total, shares = Survey(), [Share() for _ in hosts]
+    total, shares, loads = Survey(), [Share() for _ in hosts], [0 for _ in hosts]
     for item in survey(job.windows(settings), job.row_bytes):
         if isinstance(item, Survey):
             total = item
             break
-        for share, batches in zip(shares, deal(item.batches, len(hosts))):
+        for share, batches in zip(shares, deal(item.batches, loads)):
             share.batches += len(batches)
             share.tokens += sum(batch.computed for batch in batches)
     size, batch = weigh(job.backbone, job.task.needs, placement.dtype, total.largest)
@@ -384,9 +384,10 @@ def compute(
     world = ranks.world
 
     def passes() -> Iterator[Pass]:
+        loads = [0] * world.size
         for window in unchanged(job.windows(settings), plan):
             batches = [batch for batch in window.batches if batch.number in missing]
-            for batch in deal(batches, world.size)[world.rank]:
+            for batch in deal(batches, loads)[world.rank]:
                 work = job.work(batch, settings)
                 for rows in work.passes:
                     yield Pass(batch, work, rows, collated(engine, rows))
