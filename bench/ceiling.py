@@ -23,10 +23,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import material
 from processes import Took, clock, mgen, ratios, took
+
+if TYPE_CHECKING:
+    from mgen_core.engine import LocalEngine
+    from mgen_core.job import Job
+    from mgen_core.plan import Batch
 
 BUDGETS = (256, 512, 1024, 2048, 4096)
 SAMPLE = 20_000  # tokens on which each budget is tried
@@ -112,23 +117,10 @@ def only_passes(
     """Those of each token budget, collated before; with `most`, of about so many tokens only."""
     import torch
 
-    from mgen_core.catalog import discover
-    from mgen_core.config import make_config
-    from mgen_core.engine import LocalEngine, place
-    from mgen_core.job import open_job
-    from mgen_core.origin import find_origin
-
-    values = {"task": "embed", "backbone": name, "data": fasta, "weights": weights}
-    job = open_job(make_config({**values, "too_long": "truncate"}), discover())
-    origin = find_origin(job.backbone.options.weights, None, None)
-    engine = LocalEngine(job.backbone, job.task, place("auto"), origin)
+    job, engine = opened(name, weights, fasta)
     found = []
     for budget in budgets:
-        windows = job.windows(job.settings(budget))
-        batches = [batch for window in windows for batch in window.batches]
-        tokens = sum(batch.tokens for batch in batches)
-        if most is not None:
-            batches = batches[:: max(1, tokens // most)]
+        batches = some_batches(job, budget, most)
         inputs = [engine.collate([entry.rows[0] for entry in batch.entries]) for batch in batches]
         with torch.inference_mode():
             engine.call(inputs[-1])  # what torch sets up once is no part of a pass
@@ -138,6 +130,31 @@ def only_passes(
         seconds = time.perf_counter() - begun, time.process_time() - used
         found.append(Passes(sum(batch.tokens for batch in batches), *seconds))
     return found
+
+
+def opened(name: str, weights: str, fasta: str) -> tuple[Job, LocalEngine]:
+    """The rows, and the model in memory, as `mgen embed` has them."""
+    from mgen_core.catalog import discover
+    from mgen_core.config import make_config
+    from mgen_core.engine import LocalEngine, place
+    from mgen_core.job import open_job
+    from mgen_core.origin import find_origin
+
+    values = {"task": "embed", "backbone": name, "data": fasta, "weights": weights}
+    job = open_job(make_config({**values, "too_long": "truncate"}), discover())
+    origin = find_origin(job.backbone.options.weights, None, None)
+    return job, LocalEngine(job.backbone, job.task, place("auto"), origin)
+
+
+def some_batches(job: Job, budget: int, most: int | None) -> Sequence[Batch]:
+    """The plan's batches; with `most`, some of them, from the longest rows to the shortest."""
+    windows = job.windows(job.settings(budget))
+    batches = [batch for window in windows for batch in window.batches]
+    if most is None:
+        return batches
+    tokens = sum(batch.tokens for batch in batches)
+    step = min(max(1, tokens // most), len(batches))
+    return batches[step // 2 :: step]
 
 
 def alone(
