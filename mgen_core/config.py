@@ -93,6 +93,8 @@ def read_config(paths: Sequence[Path]) -> dict[str, Any]:
     Raises `MgenError` for a file that is not there, not YAML, not a mapping, or has a key that
     no `RunConfig` has.
     """
+    if not paths:
+        return {}
     from .plain_yaml import about, read_yaml
 
     known = {f.name for f in dataclasses.fields(RunConfig)}

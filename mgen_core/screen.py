@@ -88,8 +88,6 @@ class ConsoleScreen(Screen):
         self.say("model", f"{name}: {size}, {place}, ready in {seconds:.1f} s")
 
     def start(self, manifest: Manifest) -> None:
-        from rich import progress
-
         self.tail = manifest.tail()
         next(self.tail)
         done = manifest.done()
@@ -99,6 +97,8 @@ class ConsoleScreen(Screen):
         if done:
             self.say("resuming", f"{self.rows:,} of {self.total:,} rows were done before")
         if self.console.is_terminal:
+            from rich import progress
+
             self.bar = progress.Progress(
                 progress.TextColumn("[bold]computing[/bold]"),
                 progress.BarColumn(),

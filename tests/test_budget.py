@@ -1,4 +1,4 @@
-"""`--batch-tokens auto`: the fastest budget that can be told within the time allowed; remembered."""
+"""`--batch-tokens auto`: the fastest budget that can be told in the time allowed; remembered."""
 
 import dataclasses
 import json
@@ -60,7 +60,7 @@ def test_measuring_takes_no_longer_than_it_may(seconds, tokens):
     two_short_rows = 60 * seconds
     spent = sum(taken for _, taken in machine.ran) - two_short_rows
     assert spent <= 1.001 * budget.allowed(seconds, tokens)
-    assert not found or 1024 in found and len(found) > 1
+    assert not found or (1024 in found and len(found) > 1)
 
 
 def test_what_does_not_fit_the_memory_is_out_of_the_race():

@@ -7,6 +7,9 @@ import statistics
 import subprocess
 import sys
 
+import pytest
+from layouts import esm2_folder
+
 HEAVY = ["torch", "deepspeed", "transformers", "numpy", "pyarrow", "datasets", "pandas", "pydantic"]
 
 
@@ -43,12 +46,23 @@ def test_help_takes_at_most_twice_what_the_help_of_any_typer_program_takes():
     assert statistics.median(ratios) <= 2
 
 
-def test_a_run_imports_only_what_it_uses(tmp_path):
+UNUSED = {
+    *("pandas", "transformers", "tokenizers", "datasets", "deepspeed", "duckdb", "scipy"),
+    *("huggingface_hub", "fsspec", "anndata", "h5py", "matplotlib", "sympy", "sklearn"),
+    *("torch._dynamo", "torch._inductor", "pyarrow.dataset", "rich.progress", "yaml"),
+}
+
+
+@pytest.mark.parametrize("backbone", ["esm2_8m", "aido_dna_dummy", "antiberty"])
+def test_a_run_imports_only_what_it_uses(backbone, tmp_path):
     (tmp_path / "in.csv").write_text("id,sequence\na,ACGT\n")
+    words = f"mgen embed in.csv --backbone {backbone}"
+    if backbone == "esm2_8m":
+        words += f" --weights {esm2_folder(tmp_path / 'esm2')}"
     code = (
         "import sys, json\n"
         "from mgen_core.cli import main\n"
-        "sys.argv = 'mgen embed in.csv --backbone aido_dna_dummy'.split()\n"
+        f"sys.argv = {words!r}.split()\n"
         "try: main()\n"
         "except SystemExit: pass\n"
         "print(json.dumps(sorted(sys.modules)))\n"
@@ -58,5 +72,4 @@ def test_a_run_imports_only_what_it_uses(tmp_path):
     )
     modules = set(json.loads(done.stdout.splitlines()[-1]))
     assert "torch" in modules and (tmp_path / "predictions/run.json").exists()
-    unused = {"pandas", "transformers", "datasets", "deepspeed", "duckdb", "torch._dynamo"}
-    assert not unused & modules
+    assert not UNUSED & modules
