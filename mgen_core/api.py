@@ -187,6 +187,9 @@ class Backbone:
     packed: bool = False
     """Whether rows of a batch are computed end to end, so that padding costs nothing."""
 
+    plain: bool = False
+    """Whether its numbers are to be the very bits of PyTorch's own layers (`mgen_core.dense`)."""
+
     units: tuple[str, ...] = ()
     """Class names of the layers that are one shard unit each (one gather under ZeRO-3)."""
 

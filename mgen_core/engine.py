@@ -25,6 +25,7 @@ from .api import (
 from .checkpoint import Checkpoint, seeded_checkpoint
 from .columns import HostColumn
 from .config import Precision, StoredDtype
+from .dense import quicken
 from .errors import MgenError, PluginError, RowError, RunError, WeightsError, defect, told
 from .origin import Origin
 from .turns import OutOfMemory, Turn
@@ -93,6 +94,8 @@ class Engine:
             )
         self.checkpoint = origin.backbone or seeded_checkpoint(self.module, backbone.card.seed)
         self.load()
+        if placement.on_cpu and not backbone.plain:
+            quicken(self.module)
         if head is not None:
             self._fill_head(head, origin.head)
 

@@ -9,12 +9,12 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from mgen_core import Activations, BackboneCard, Inputs, Want, WeightsError
+from mgen_core.packed import unpack
 
 from .config import Config, Family, parse
 from .encoder import Encoder, Form
 from .geometry import GEOMETRY
 from .options import EncoderOptions
-from .pack import unpack
 from .sequences import Sequences
 
 # Where encoder names begin: published files, bare encoders, ModelGenerator's fine-tuned ones.
@@ -62,6 +62,7 @@ class EncoderBackbone(Sequences):
         # Random parameters are drawn by name: joined ones would be others.
         self.fuse = options.fuse and options.weights is not None
         self.eager = options.pads or (family.eager and options.tokens == "reference")
+        self.plain = self.eager
         self.config = self.read_config(card, options)
         self.depth: int | None = self.config.depth if self.config else None
         self.vocabulary = family.vocabulary.tokens

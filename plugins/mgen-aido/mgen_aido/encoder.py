@@ -6,21 +6,22 @@ Shapes: T tokens of all rows end to end, H width, A heads of d features, I inner
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from functools import partial
 from itertools import islice
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mgen_core import Inputs
+from mgen_core.attention import mix
+from mgen_core.dense import FUNCTIONS, activated
+from mgen_core.packed import unpack
+from mgen_core.rotary import Rotation, frequencies, rotate, rotation
 
-from .attend import attend
 from .config import Config
 from .experts import ACTS, Experts
-from .pack import unpack
-from .rotary import Rotation, rotate, rotation
+
+THETA = 10_000.0
 
 
 class Form(NamedTuple):
@@ -56,11 +57,14 @@ class Attention(nn.Module):
             self.value = nn.Linear(width, width, bias=config.bias)
         self.output = nn.Linear(width, width, bias=config.bias)
         self.fuse = form.fuse
-        self.mix = partial(mix_eagerly, turned=config.turning > 0) if form.eager else mix
+        self.eager, self.turns = form.eager, config.turning > 0
 
     def forward(self, x: Tensor, turn: Rotation | None, inputs: Inputs) -> Tensor:
         """(T, H) to (T, H)."""
-        return cast(Tensor, self.output(self.mix(*self.project(x, turn), inputs).flatten(1)))
+        qkv = self.project(x, turn)
+        steps, spans = self.eager, inputs["spans"]
+        mixed = mix_eagerly(*qkv, inputs, self.turns) if steps else mix(*qkv, spans)
+        return cast(Tensor, self.output(mixed.flatten(1)))
 
     def project(self, x: Tensor, turn: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key and value, each (T, A, d), turned."""
@@ -77,20 +81,6 @@ class Attention(nn.Module):
             rotate(query, turn)
             rotate(key, turn)
         return query, key, value
-
-
-def mix(query: Tensor, key: Tensor, value: Tensor, inputs: Inputs) -> Tensor:
-    """Attention over (T, A, d), block by block of rows of equal length: nothing is masked."""
-    blocks, start = [], 0
-    for rows, length in inputs["spans"]:
-        stop = start + rows * length
-        q, k, v = (
-            heads[start:stop].view(rows, length, *heads.shape[1:]).transpose(1, 2)
-            for heads in (query, key, value)
-        )
-        blocks.append(attend(q, k, v).transpose(1, 2).flatten(0, 1))
-        start = stop
-    return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
 
 
 def mix_eagerly(query: Tensor, key: Tensor, value: Tensor, inputs: Inputs, turned: bool) -> Tensor:
@@ -127,8 +117,12 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(T, H) to (T, H)."""
-        up, gate = self.up_gate(x).chunk(2, dim=-1) if self.fuse else (self.up(x), self.gate(x))
-        return cast(Tensor, self.down(self.act(gate).mul_(up)))
+        if self.fuse:
+            up, gate = self.up_gate(x).chunk(2, dim=-1)
+            gate = FUNCTIONS[self.act](gate)
+        else:
+            up, gate = self.up(x), activated(self.gate, x, self.act)
+        return cast(Tensor, self.down(gate.mul_(up)))
 
 
 class Block(nn.Module):
@@ -185,7 +179,7 @@ class LMHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(T, H) to (T, V)."""
-        return cast(Tensor, self.decoder(self.norm(F.gelu(self.dense(x)))))
+        return cast(Tensor, self.decoder(self.norm(activated(self.dense, x, "gelu"))))
 
 
 class Encoder(nn.Module):
@@ -201,7 +195,7 @@ class Encoder(nn.Module):
             self.head = LMHead(config)
         elif form.head:
             self.head = nn.Linear(config.width, config.outputs, bias=False)
-        self.turning = config.turning
+        self.turning, self.size = config.turning, config.width // config.heads
 
     def forward(
         self, inputs: Inputs, layers: Collection[int], logits: bool
@@ -211,7 +205,10 @@ class Encoder(nn.Module):
         last = depth if logits else max(layers, default=0)
         keep = inputs.get("keep", slice(None))
         x = self.embeddings(inputs)
-        turn = rotation(inputs["positions"], self.turning, x.dtype) if self.turning else None
+        turn = None
+        if self.turning:
+            speeds = frequencies(self.turning, THETA, x.device)
+            turn = rotation(inputs["positions"], speeds, self.size, x.dtype)
         hidden: dict[int, Tensor] = {}
         for number, block in enumerate(islice(self.blocks, last)):
             if number in layers:

@@ -6,16 +6,17 @@ rank gathers never depends on its data.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mgen_core.dense import FUNCTIONS, Act, linear
+
 from .config import Config
 
-ACTS: dict[str, Callable[[Tensor], Tensor]] = {"swiglu": F.silu, "geglu": F.gelu}
+ACTS: dict[str, Act] = {"swiglu": "silu", "geglu": "gelu"}
 
 
 class Experts(nn.Module):
@@ -38,7 +39,7 @@ class Experts(nn.Module):
         self.up_gate_bias = nn.Parameter(torch.empty(experts, 2 * inner)) if bias else None
         self.down_bias = nn.Parameter(torch.empty(experts, width)) if bias else None
         self.experts, self.chosen = experts, config.experts_per_token
-        self.act = ACTS[config.act]
+        self.act = FUNCTIONS[ACTS[config.act]]
         self.aligned = width % 8 == 0 and inner % 8 == 0
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,10 +79,10 @@ class Experts(nn.Module):
             if start == stop:
                 continue
             tokens = visitors[start:stop]
-            both = F.linear(x[tokens], self.up_gate_weight[number], _of(self.up_gate_bias, number))
+            both = linear(x[tokens], self.up_gate_weight[number], _of(self.up_gate_bias, number))
             up, gate = both.chunk(2, dim=-1)
             inner = self.act(gate).mul_(up)
-            answers = F.linear(inner, self.down_weight[number], _of(self.down_bias, number))
+            answers = linear(inner, self.down_weight[number], _of(self.down_bias, number))
             total.index_add_(0, tokens, answers.mul_(weights[start:stop]))
         return total
 

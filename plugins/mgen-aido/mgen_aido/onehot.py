@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from mgen_core import Activations, BackboneCard, Inputs, Want
+from mgen_core.packed import unpack
 
 from .options import TokenOptions
-from .pack import unpack
 from .sequences import Sequences
 from .tokens import NUCLEOTIDES, PROTEINS
 

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mgen_core import BackboneCard, Inputs, MgenError, Row, RowError
+from mgen_core.packed import pack
 
 from .backbone import EncoderBackbone
 from .config import Config, Fields, parse
 from .families import RAG
 from .options import EncoderOptions
-from .pack import pack
 
 # Published configs leave these to whoever runs the model.
 DEFAULTS: Fields = {"position_embedding_type": "rope_2d", "str_embedding_in": 384}

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from mgen_core import Backbone, BackboneCard, Inputs, MgenError, Row, RowError
 from mgen_core.alphabet import hide
+from mgen_core.packed import pack
 
 from .options import TokenOptions
-from .pack import pack
 from .tokens import CleanTokens, Vocabulary, read_as
 
 

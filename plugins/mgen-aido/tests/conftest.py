@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from mgen_core import Activations, Backbone, Row, Want
 from mgen_core.checkpoint import open_checkpoint, seeded_checkpoint
+from mgen_core.dense import quicken
 from mgen_core.weights import fill, parameters_on_meta
 
 CARDS = {card.name: card for card in plugin.CARDS}
@@ -68,6 +69,8 @@ def open_model() -> Open:
             module = backbone.build()
         checkpoint = open_checkpoint(weights) if weights else seeded_checkpoint(module, card.seed)
         fill(module, backbone, checkpoint, dtype=dtype, device=torch.device("cpu"))
+        if not backbone.plain:
+            quicken(module)
         return Model(backbone, module)
 
     return opened

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from mgen_aido.pack import pack
 from safetensors.torch import load_file
 
 from mgen_core import Activations, Row
+from mgen_core.packed import pack
 
 GOLDEN = Path(__file__).parents[4] / "shared" / "golden"
 CASES = sorted(GOLDEN.glob("rnabert-*")) + sorted(GOLDEN.glob("fm4bio-*"))

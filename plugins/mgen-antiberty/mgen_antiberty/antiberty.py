@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgen_core import Activations, Backbone, Inputs, Row, Want
 from mgen_core.alphabet import Alphabet, hide
+from mgen_core.attention import mix
+from mgen_core.dense import activated
+from mgen_core.packed import Spans, pack, unpack
 
 WIDTH, DEPTH, HEADS, INNER, POSITIONS, EPS = 512, 8, 8, 2048, 512, 1e-12
 
 # Line N of the model's vocab.txt is token N. It has no letter for unknown residues.
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-PAD, CLS, SEP, MASK = 0, 2, 3, 4
+CLS, SEP, MASK = b"\2", b"\3", 4
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
 IDS = {letter: n for n, letter in enumerate(LETTERS, len(SPECIAL))}
 ALPHABET = Alphabet(IDS, stop="*", mask=MASK)
@@ -46,6 +47,7 @@ LAYER = {
 class AntiBERTy(Backbone):
     vocabulary = (*SPECIAL, *LETTERS)
     cls_position = 0
+    packed = True
     depth = DEPTH
     max_positions = POSITIONS
     units = ("Layer",)
@@ -66,9 +68,8 @@ class AntiBERTy(Backbone):
         return len(row.data) + 2
 
     def collate(self, rows: Sequence[Row]) -> Inputs:
-        """`tokens` (B, L) int64: [CLS] residues [SEP], then [PAD] up to the longest row."""
-        ids = [torch.tensor([CLS, *ALPHABET.encode(row.data), SEP]) for row in rows]
-        return {"tokens": nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=PAD)}
+        """`tokens` (T,): [CLS] residues [SEP] of every row, and what else `pack` tells of them."""
+        return pack([CLS + ALPHABET.encode(row.data) + SEP for row in rows], 1, 1)
 
     # With weights: `build` makes the module, mgen fills it, `forward` runs it.
 
@@ -83,9 +84,14 @@ class AntiBERTy(Backbone):
         return (f"{MODEL[module]}.{kind}",)
 
     def forward(self, module: nn.Module, inputs: Inputs, want: Want) -> Activations:
-        tokens = inputs["tokens"]
-        hidden, logits = module(tokens, want)
-        return Activations(hidden, mask=tokens >= MASK, logits=logits)
+        streams, logits = module(inputs, want)
+        mask: Tensor = inputs["mask"]
+
+        def padded(stream: Tensor) -> Tensor:
+            return unpack(stream, inputs["slots"], *mask.shape)
+
+        hidden = {number: padded(stream) for number, stream in streams.items()}
+        return Activations(hidden, mask, None if logits is None else padded(logits))
 
 
 class Model(nn.Module):
@@ -98,15 +104,13 @@ class Model(nn.Module):
         self.layers = nn.ModuleList(Layer() for _ in range(DEPTH))
         self.head = Head() if logits else None
 
-    def forward(self, tokens: Tensor, want: Want) -> tuple[dict[int, Tensor], Tensor | None]:
-        """The wanted layers (B, L, H) and logits (B, L, V) of token ids (B, L)."""
-        seen = (tokens != PAD)[:, None, None, :]
-        positions = torch.arange(tokens.shape[1], device=tokens.device)
-        hidden = self.words(tokens) + self.positions(positions)
-        hidden = self.norm(hidden + self.types(torch.zeros_like(tokens)))
+    def forward(self, inputs: Inputs, want: Want) -> tuple[dict[int, Tensor], Tensor | None]:
+        """The wanted layers (T, H) and logits (T, V) of T tokens of all rows end to end."""
+        hidden = self.words(inputs["tokens"]) + self.positions(inputs["positions"])
+        hidden = self.norm(hidden + self.types.weight[0])
         kept = {0: hidden} if 0 in want.layers else {}
         for number, layer in enumerate(self.layers, start=1):
-            hidden = layer(hidden, seen)
+            hidden = layer(hidden, inputs["spans"])
             if number in want.layers:
                 kept[number] = hidden
         return kept, self.head(hidden) if self.head and want.logits else None
@@ -124,16 +128,16 @@ class Layer(nn.Module):
         self.down = nn.Linear(INNER, WIDTH)
         self.down_norm = nn.LayerNorm(WIDTH, EPS)
 
-    def forward(self, hidden: Tensor, seen: Tensor) -> Tensor:
-        split = (*hidden.shape[:2], HEADS, WIDTH // HEADS)
+    def forward(self, hidden: Tensor, spans: Spans) -> Tensor:
         query, key, value = (
-            project(hidden).view(split).transpose(1, 2)
+            project(hidden).view(len(hidden), HEADS, -1)
             for project in (self.query, self.key, self.value)
         )
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
-        hidden = self.mix_norm(hidden + self.mix(mixed.transpose(1, 2).flatten(2)))
-        hidden = self.down_norm(hidden + self.down(F.gelu(self.up(hidden))))
-        return hidden
+        mixed = mix(query, key, value, spans).flatten(1)
+        hidden = self.mix_norm(self.mix(mixed).add_(hidden))
+        inner = activated(self.up, hidden, "gelu")
+        found: Tensor = self.down_norm(self.down(inner).add_(hidden))
+        return found
 
 
 class Head(nn.Module):
@@ -146,5 +150,5 @@ class Head(nn.Module):
         self.decoder = nn.Linear(WIDTH, len(SPECIAL) + len(LETTERS))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        logits: Tensor = self.decoder(self.norm(F.gelu(self.dense(hidden))))
+        logits: Tensor = self.decoder(self.norm(activated(self.dense, hidden, "gelu")))
         return logits

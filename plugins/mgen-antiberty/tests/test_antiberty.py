@@ -14,6 +14,7 @@ from mgen_antiberty import plugin
 from mgen_core import Backbone, BackboneOptions, Row, RowError, Want
 from mgen_core.catalog import Catalog
 from mgen_core.checkpoint import open_checkpoint
+from mgen_core.dense import quicken
 from mgen_core.testing import check_backbone
 from mgen_core.weights import fill, parameters_on_meta
 
@@ -46,6 +47,7 @@ def loaded(want: Want) -> tuple[Backbone, torch.nn.Module]:
         module = made.build()
     cpu = torch.device("cpu")
     fill(module, made, open_checkpoint(WEIGHTS), dtype=torch.float32, device=cpu)
+    quicken(module)
     return made, module
 
 
@@ -74,11 +76,11 @@ def test_every_layer_and_the_logits_are_those_of_transformers() -> None:
 
     want = Want(layers=tuple(range(9)), logits=True)
     made, module = loaded(want)
-    inputs = made.collate(rows(HEAVY, LIGHT))
-    tokens = inputs["tokens"]
+    ids = [made.collate([row])["tokens"] for row in rows(HEAVY, LIGHT)]
+    tokens = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
     seen = tokens != 0
     expected = theirs(tokens, attention_mask=seen.long(), output_hidden_states=True)
-    found = made.forward(module, inputs, want)
+    found = made.forward(module, made.collate(rows(HEAVY, LIGHT)), want)
     assert found.logits is not None
     pairs = [(found.layer(n), expected.hidden_states[n]) for n in range(9)]
     for ours, other in [*pairs, (found.logits, expected.logits)]:
@@ -91,7 +93,7 @@ def test_tokens_are_line_numbers_of_the_published_vocabulary() -> None:
     assert list(made.vocabulary) == lines
     (row,) = rows("ACDEFGHIKLMNPQRSTVWY")
     expected = [lines.index(token) for token in ("[CLS]", *row.data, "[SEP]")]
-    assert made.collate([row])["tokens"].tolist() == [expected]
+    assert made.collate([row])["tokens"].tolist() == expected
 
 
 @pytest.mark.parametrize("letter", "XBZJUO.-*")

@@ -1,4 +1,7 @@
-"""What ESM2 and ESM C share: letters, batches, the walk through the blocks, rotary attention."""
+"""What ESM2 and ESM C share: letters, batches, the walk through the blocks, rotary attention.
+
+Shapes: T tokens of all rows end to end (`mgen_core.packed`), H width, V outputs.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgen_core import (
@@ -23,9 +24,12 @@ from mgen_core import (
     WeightsError,
 )
 from mgen_core.alphabet import Alphabet, hide
+from mgen_core.attention import mix
+from mgen_core.packed import Spans, pack, unpack
+from mgen_core.rotary import Rotation, frequencies, rotate, rotation
 
 SPECIAL = ("<cls>", "<pad>", "<eos>", "<unk>")
-CLS, PAD, EOS, MASK_ID = 0, 1, 2, 32
+CLS, EOS, MASK_ID = b"\0", b"\2", 32
 LETTERS = "LAGVSERTIDPKQNFYMHWCXBUZO"
 ALPHABET = Alphabet(
     ids={letter: number for number, letter in enumerate(LETTERS, len(SPECIAL))},
@@ -34,7 +38,6 @@ ALPHABET = Alphabet(
     mask=MASK_ID,
 )
 
-Rotation = tuple[Tensor, Tensor]  # cos and sin, (L, features of a head / 2), float32
 C = TypeVar("C", bound="EsmConfig")
 
 
@@ -74,6 +77,7 @@ class EsmBackbone(Backbone):
     """Rows of letters to `<cls> letters <eos>`, and an `Encoder` over them."""
 
     cls_position = 0
+    packed = True
     kind: type[EsmConfig]
     depths: Mapping[int, int]
     """Depth of the published model of each width, for planning without weights."""
@@ -103,29 +107,18 @@ class EsmBackbone(Backbone):
         return len(row.data) + 2
 
     def collate(self, rows: Sequence[Row]) -> Inputs:
-        """`tokens` (B, L) int64, `residues` (B, L) bool; `attention` only where lengths differ.
-
-        Without a mask the attention kernels are faster and the numbers the same.
-        """
-        lengths = [self.measure(row) for row in rows]
-        tokens = np.full((len(rows), max(lengths)), PAD, dtype=np.int64)
-        for line, row, length in zip(tokens, rows, lengths):
-            line[0], line[length - 1] = CLS, EOS
-            line[1 : length - 1] = np.frombuffer(ALPHABET.encode(row.data), dtype=np.uint8)
-        inputs = {
-            "tokens": torch.from_numpy(tokens),
-            "residues": torch.from_numpy(tokens >= len(SPECIAL)),
-        }
-        if min(lengths) < max(lengths):
-            inputs["attention"] = torch.from_numpy(tokens != PAD)
-        return inputs
+        """`tokens` (T,), and what else `mgen_core.packed.pack` tells of the rows."""
+        return pack([CLS + ALPHABET.encode(row.data) + EOS for row in rows], 1, 1)
 
     def forward(self, module: nn.Module, inputs: Inputs, want: Want) -> Activations:
-        attention = inputs.get("attention")
-        if attention is not None:
-            attention = attention[:, None, None, :]
-        hidden, logits = module(inputs["tokens"], attention, want)
-        return Activations(hidden, inputs["residues"], logits)
+        streams, logits = module(inputs, want)
+        mask: Tensor = inputs["mask"]
+
+        def padded(stream: Tensor) -> Tensor:
+            return unpack(stream, inputs["slots"], *mask.shape)
+
+        hidden = {number: padded(stream) for number, stream in streams.items()}
+        return Activations(hidden, mask, None if logits is None else padded(logits))
 
 
 class Encoder(nn.Module):
@@ -138,23 +131,21 @@ class Encoder(nn.Module):
     head: nn.Module | None
 
     def start(self, tokens: Tensor) -> Tensor:
-        """Layer 0 (B, L, H) of token ids (B, L)."""
+        """Layer 0 (T, H) of token ids (T,)."""
         hidden: Tensor = self.embed(tokens)
         return hidden
 
-    def forward(
-        self, tokens: Tensor, attention: Tensor | None, want: Want
-    ) -> tuple[dict[int, Tensor], Tensor | None]:
-        """The wanted layers (B, L, H) and logits (B, L, V); blocks behind them do not run."""
+    def forward(self, inputs: Inputs, want: Want) -> tuple[dict[int, Tensor], Tensor | None]:
+        """The wanted layers (T, H) and logits (T, V); blocks behind them do not run."""
         depth = len(self.layers)
         last = depth if want.logits else max(want.layers, default=0)
-        rotation = self.rotary(tokens.shape[1])
-        hidden = self.start(tokens)
+        turn = self.rotary(inputs["positions"])
+        hidden = self.start(inputs["tokens"])
         kept = {}
         for number in range(last):
             if number in want.layers:
                 kept[number] = hidden
-            hidden = self.layers[number](hidden, rotation, attention)
+            hidden = self.layers[number](hidden, turn, inputs["spans"])
         if last == depth:
             hidden = self.norm(hidden)
         if last in want.layers:
@@ -169,29 +160,17 @@ class Rotary(nn.Module):
 
     def __init__(self, features: int, theta: float) -> None:
         super().__init__()
-        steps = torch.arange(0, features, 2, dtype=torch.float32) / features
-        self.register_buffer("inv_freq", 1.0 / theta**steps)
+        self.features = features
+        self.register_buffer("inv_freq", frequencies(features, theta))
 
-    def forward(self, length: int) -> Rotation:
-        positions = torch.arange(length, dtype=torch.float32, device=self.inv_freq.device)
-        angles = torch.outer(positions, self.inv_freq)
-        return angles.cos(), angles.sin()
-
-
-def attend(
-    qkv: tuple[Tensor, Tensor, Tensor], heads: int, rotation: Rotation, attention: Tensor | None
-) -> Tensor:
-    """Multi-head attention over three (B, L, H), with rotary positions."""
-    split = (*qkv[0].shape[:2], heads, -1)
-    query, key, value = (x.view(split).transpose(1, 2) for x in qkv)
-    mixed = F.scaled_dot_product_attention(
-        rotate(query, rotation), rotate(key, rotation), value, attn_mask=attention
-    )
-    return mixed.transpose(1, 2).flatten(2)
+    def forward(self, positions: Tensor) -> Rotation:
+        # Tables in float32 at any precision.
+        return rotation(positions, self.inv_freq, self.features, torch.float32)
 
 
-def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Turn the pairs (i, i + half) of the last dimension; in float32 at any precision."""
-    cos, sin = rotation
-    first, second = x.float().chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), -1).to(x.dtype)
+def attend(qkv: tuple[Tensor, Tensor, Tensor], heads: int, turn: Rotation, spans: Spans) -> Tensor:
+    """Multi-head attention over three (T, H), the first two of which it turns in place."""
+    query, key, value = (x.view(len(x), heads, -1) for x in qkv)
+    rotate(query, turn)
+    rotate(key, turn)
+    return mix(query, key, value, spans).flatten(1)

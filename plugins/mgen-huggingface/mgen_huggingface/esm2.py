@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .esm import LETTERS, SPECIAL, Encoder, EsmBackbone, EsmConfig, Rotary, Rotation, attend
+from mgen_core.dense import activated
+from mgen_core.packed import Spans
+from mgen_core.rotary import Rotation
+
+from .esm import LETTERS, SPECIAL, Encoder, EsmBackbone, EsmConfig, Rotary, attend
 
 # In training 15 % of the tokens were picked and 80 % of those zeroed, so embeddings are scaled
 # to keep their mean. The factor depends on the mask tokens of an input, and there are none here.
@@ -71,12 +74,14 @@ class Esm2Layer(nn.Module):
         self.up = nn.Linear(width, inner)
         self.down = nn.Linear(inner, width)
 
-    def forward(self, hidden: Tensor, rotation: Rotation, attention: Tensor | None) -> Tensor:
+    def forward(self, hidden: Tensor, turn: Rotation, spans: Spans) -> Tensor:
+        """(T, H) to (T, H)."""
         x = self.attention_norm(hidden)
         qkv = self.query(x), self.key(x), self.value(x)
-        hidden = hidden + self.output(attend(qkv, self.heads, rotation, attention))
-        hidden = hidden + self.down(F.gelu(self.up(self.ffn_norm(hidden))))
-        return hidden
+        hidden = self.output(attend(qkv, self.heads, turn, spans)).add_(hidden)
+        inner = activated(self.up, self.ffn_norm(hidden), "gelu")
+        found: Tensor = self.down(inner).add_(hidden)
+        return found
 
 
 class Esm2Head(nn.Module):
@@ -90,7 +95,7 @@ class Esm2Head(nn.Module):
         self.bias = nn.Parameter(torch.zeros(33))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        logits: Tensor = self.decoder(self.layer_norm(F.gelu(self.dense(hidden))))
+        logits: Tensor = self.decoder(self.layer_norm(activated(self.dense, hidden, "gelu")))
         return logits + self.bias
 
 
@@ -111,7 +116,7 @@ class Esm2Encoder(Encoder):
                 self.head.decoder.weight = self.embed.weight
 
     def start(self, tokens: Tensor) -> Tensor:
-        hidden: Tensor = self.embed(tokens) * self.scale
+        hidden: Tensor = self.embed(tokens).mul_(self.scale)
         return self.embed_norm(hidden) if self.embed_norm else hidden
 
 

@@ -7,12 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 
 from mgen_core import WeightsError
+from mgen_core.dense import activated
+from mgen_core.packed import Spans
+from mgen_core.rotary import Rotation
 
-from .esm import LETTERS, SPECIAL, Encoder, EsmBackbone, EsmConfig, Rotary, Rotation, attend
+from .esm import LETTERS, SPECIAL, Encoder, EsmBackbone, EsmConfig, Rotary, attend
 
 VOCABULARY = 64
 
@@ -65,7 +68,7 @@ class EsmCLayer(nn.Module):
         super().__init__()
         width, inner = config.hidden_size, config.intermediate_size
         self.heads = config.num_attention_heads
-        self.damping = math.sqrt(config.num_hidden_layers / 36)
+        self.part = 1 / math.sqrt(config.num_hidden_layers / 36)  # of what a block adds
         self.attention_norm = nn.LayerNorm(width)
         self.query = nn.Linear(width, width, bias=False)
         self.key = nn.Linear(width, width, bias=False)
@@ -78,14 +81,15 @@ class EsmCLayer(nn.Module):
         self.up = nn.Linear(width, inner, bias=False)
         self.down = nn.Linear(inner, width, bias=False)
 
-    def forward(self, hidden: Tensor, rotation: Rotation, attention: Tensor | None) -> Tensor:
+    def forward(self, hidden: Tensor, turn: Rotation, spans: Spans) -> Tensor:
+        """(T, H) to (T, H)."""
         x = self.attention_norm(hidden)
         qkv = self.query_norm(self.query(x)), self.key_norm(self.key(x)), self.value(x)
-        mixed = self.output(attend(qkv, self.heads, rotation, attention))
-        hidden = hidden + mixed / self.damping
+        mixed = self.output(attend(qkv, self.heads, turn, spans))
+        hidden = torch.add(hidden, mixed, alpha=self.part)
         x = self.ffn_norm(hidden)
-        hidden = hidden + self.down(F.silu(self.gate(x)) * self.up(x)) / self.damping
-        return hidden
+        inner = activated(self.gate, x, "silu").mul_(self.up(x))
+        return torch.add(hidden, self.down(inner), alpha=self.part)
 
 
 class EsmCHead(nn.Module):
@@ -98,7 +102,7 @@ class EsmCHead(nn.Module):
         self.decoder = nn.Linear(config.hidden_size, VOCABULARY)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        logits: Tensor = self.decoder(self.layer_norm(F.gelu(self.dense(hidden))))
+        logits: Tensor = self.decoder(self.layer_norm(activated(self.dense, hidden, "gelu")))
         return logits
 
 

@@ -30,6 +30,7 @@ from mgen_core import (
 )
 from mgen_core.catalog import Catalog
 from mgen_core.checkpoint import open_checkpoint
+from mgen_core.dense import quicken
 from mgen_core.testing import check_backbone
 from mgen_core.weights import fill, parameters_on_meta
 
@@ -46,6 +47,7 @@ def loaded(folder: Path, want: Want, card: BackboneCard = CARD) -> tuple[Backbon
         module = backbone.build()
     cpu = torch.device("cpu")
     fill(module, backbone, open_checkpoint(folder), dtype=torch.float32, device=cpu)
+    quicken(module)
     return backbone, module
 
 
@@ -55,19 +57,27 @@ def rows(*lengths: int) -> list[Row]:
 
 
 @torch.inference_mode()
-def run(folder: Path, batch: Sequence[Row], want: Want) -> tuple[Any, Activations]:
+def run(folder: Path, batch: Sequence[Row], want: Want) -> Activations:
     backbone, module = loaded(folder, want)
-    inputs = backbone.collate(batch)
-    return inputs, backbone.forward(module, inputs, want)
+    return backbone.forward(module, backbone.collate(batch), want)
+
+
+def padded(batch: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids (B, L) as transformers takes them, and where they are not padding."""
+    ids = [
+        torch.tensor([0, *(LETTERS.index(letter) + 4 for letter in row.data), 2]) for row in batch
+    ]
+    tokens = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=1)
+    return tokens, tokens != 1
 
 
 @torch.inference_mode()
 def worst_difference(folder: Path, batch: Sequence[Row]) -> float:
     """Over all layers and the logits, at every token but padding."""
-    inputs, found = run(folder, batch, ALL)
+    found = run(folder, batch, ALL)
     theirs = transformers.EsmForMaskedLM.from_pretrained(folder).eval()
-    seen = inputs["tokens"] != 1
-    expected = theirs(inputs["tokens"], attention_mask=seen.long(), output_hidden_states=True)
+    tokens, seen = padded(batch)
+    expected = theirs(tokens, attention_mask=seen.long(), output_hidden_states=True)
     assert found.logits is not None
     pairs = [(found.layer(n), expected.hidden_states[n]) for n in ALL.layers]
     pairs.append((found.logits, expected.logits))
@@ -113,10 +123,10 @@ def forget_frequencies(folder: Path) -> None:
 
 def test_rotary_frequencies_come_from_the_file(tmp_path: Path) -> None:
     batch = rows(900)
-    stored = run(esm2_folder(tmp_path / "stored"), batch, ALL)[1].layer(2)
+    stored = run(esm2_folder(tmp_path / "stored"), batch, ALL).layer(2)
     computed_folder = esm2_folder(tmp_path / "computed")
     forget_frequencies(computed_folder)
-    computed = run(computed_folder, batch, ALL)[1].layer(2)
+    computed = run(computed_folder, batch, ALL).layer(2)
     assert (stored - computed).abs().max() > 1e-3
 
 
@@ -125,11 +135,11 @@ def test_folders_saved_by_transformers(tmp_path: Path, masked_lm: bool) -> None:
     kind = transformers.EsmForMaskedLM if masked_lm else transformers.EsmModel
     theirs = kind.from_pretrained(esm2_folder(tmp_path / "as-published")).eval()
     theirs.save_pretrained(tmp_path / "saved")
-    inputs, found = run(tmp_path / "saved", rows(20, 7), Want(layers=(2,)))
+    found = run(tmp_path / "saved", rows(20, 7), Want(layers=(2,)))
     encoder = theirs.esm if masked_lm else theirs
-    seen = inputs["tokens"] != 1
+    tokens, seen = padded(rows(20, 7))
     with torch.inference_mode():
-        expected = encoder(inputs["tokens"], attention_mask=seen.long()).last_hidden_state
+        expected = encoder(tokens, attention_mask=seen.long()).last_hidden_state
     torch.testing.assert_close(found.layer(2)[seen], expected[seen], atol=1e-5, rtol=0)
 
 
@@ -142,15 +152,15 @@ def test_token_numbers(tmp_path: Path) -> None:
     tokenizer = transformers.EsmTokenizer.from_pretrained(esm2_folder(tmp_path))
     (row,) = [Row(0, "a", LETTERS)]
     backbone = CARD.load(CARD, BackboneOptions())
-    assert backbone.collate([row])["tokens"].tolist() == [tokenizer(row.data)["input_ids"]]
-    assert backbone.collate([row])["tokens"].tolist() == [[0, *range(4, 29), 2]]
+    assert backbone.collate([row])["tokens"].tolist() == tokenizer(row.data)["input_ids"]
+    assert backbone.collate([row])["tokens"].tolist() == [0, *range(4, 29), 2]
     assert list(backbone.vocabulary) == tokenizer.all_tokens
 
 
 def test_residues_are_neither_special_tokens_nor_padding() -> None:
     backbone = CARD.load(CARD, BackboneOptions())
     inputs = backbone.collate([Row(0, "a", "MKV"), Row(1, "b", "M")])
-    assert inputs["residues"].int().tolist() == [[0, 1, 1, 1, 0], [0, 1, 0, 0, 0]]
+    assert inputs["mask"].int().tolist() == [[0, 1, 1, 1, 0], [0, 1, 0, 0, 0]]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,7 @@
-"""Attention of whole rows: softmax(q k / sqrt(d)) v, by the fastest way the device has."""
+"""Attention of packed rows: softmax(q k / sqrt(d)) v, by the fastest way the device has.
+
+Shapes: T tokens of all rows end to end, A heads of d features.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .packed import Spans
+
 # Scores held at once: 2 MiB of float32, which stay in a core's own cache between the steps.
 TILE = 2**19
+
+
+def mix(query: Tensor, key: Tensor, value: Tensor, spans: Spans) -> Tensor:
+    """(T, A, d) each, to (T, A, d): block by block of rows of equal length, nothing masked."""
+    blocks, start = [], 0
+    for rows, length in spans:
+        stop = start + rows * length
+        q, k, v = (
+            heads[start:stop].view(rows, length, *heads.shape[1:]).transpose(1, 2)
+            for heads in (query, key, value)
+        )
+        blocks.append(attend(q, k, v).transpose(1, 2).flatten(0, 1))
+        start = stop
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
