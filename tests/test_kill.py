@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+from cells import cell_folder, h5ad_file
 
 KILLS = int(os.environ.get("MGEN_TEST_KILLS", "5"))
 
@@ -30,6 +31,19 @@ def command(data, output):
                 output, "--batch-tokens", 512)  # fmt: skip
 
 
+def of_genes(folder):
+    data = written(folder / "genes.fna", 800)
+    return lambda output: command(data, output)
+
+
+def of_cells(folder):
+    data = h5ad_file(folder / "cells.h5ad", 600)
+    weights = cell_folder(folder / "weights", num_hidden_layers=6)
+    return lambda output: mgen("embed", data, "--backbone", "aido_cell_3m", "--weights", weights,
+                               "--pool", "tokens", "--output", output, "--batch-tokens", 64,
+                               )  # fmt: skip
+
+
 def digest_of_merged(run):
     file = run.parent / f"{run.name}.parquet"
     subprocess.run(mgen("merge", run, "--to", file), check=True, capture_output=True)
@@ -41,18 +55,19 @@ def parts_done(run):
     return log.read_text().count("\n") if log.exists() else 0
 
 
-def test_killed_again_and_again_the_merged_file_is_the_same(tmp_path):
-    data = written(tmp_path / "genes.fna", 800)
-    subprocess.run(command(data, tmp_path / "whole"), check=True, capture_output=True)
+@pytest.mark.parametrize(("rows", "times"), [(of_genes, KILLS), (of_cells, KILLS // 2)])
+def test_killed_again_and_again_the_merged_file_is_the_same(tmp_path, rows, times):
+    command = rows(tmp_path)
+    subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)
     expected = digest_of_merged(tmp_path / "whole")
     batches = parts_done(tmp_path / "whole")
 
     draw, kills = random.Random(), 0
     run = tmp_path / "killed"
-    while kills < KILLS:
-        process = subprocess.Popen(command(data, run), stderr=subprocess.DEVNULL)
+    while kills < times:
+        process = subprocess.Popen(command(run), stderr=subprocess.DEVNULL)
         # Waits for some parts, so that every start gets further and every kill hits computing.
-        aim = parts_done(run) + draw.randint(0, max(batches // (KILLS + 2), 1))
+        aim = parts_done(run) + draw.randint(0, max(batches // (times + 2), 1))
         while parts_done(run) <= aim and process.poll() is None:
             time.sleep(0.001)
         time.sleep(draw.random() * 0.02)
@@ -60,7 +75,7 @@ def test_killed_again_and_again_the_merged_file_is_the_same(tmp_path):
         process.kill()
         process.wait()
         kills += 1
-    subprocess.run(command(data, run), check=True, capture_output=True)
+    subprocess.run(command(run), check=True, capture_output=True)
     assert digest_of_merged(run) == expected
     assert not list(run.rglob("*.tmp")), "a temporary file was left behind"
 

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import torch
+from cells import AIDO_CELL_3M, cell_folder, h5ad_file
 from layouts import ESM2_SIZES, esm2_folder, write_layout
 from ranks.processes import lengths, run, sequences
 
@@ -91,6 +92,13 @@ class Models:
         weights = esm2_folder(self.folder / "esm2", hidden=wide, layers=depth, heads=heads)
         return ("infer", data, "--backbone", "esm2_8m", "--weights", weights,
                 "--batch-tokens", 256)  # fmt: skip
+
+    def _cell(self) -> tuple[object, ...]:
+        genes = [f"GENE{number}" for number in range(200)]
+        data = h5ad_file(self.folder / "cells.h5ad", 15, genes)
+        weights = cell_folder(self.folder / "cell", genes=genes, **AIDO_CELL_3M)
+        return ("embed", data, "--backbone", "aido_cell_3m", "--weights", weights, "--pool",
+                "tokens", "--pool", "mean")  # fmt: skip
 
     def _antiberty(self) -> tuple[object, ...]:
         data = ROOT / "examples/antibodies.csv"

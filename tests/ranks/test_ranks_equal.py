@@ -9,7 +9,7 @@ from ranks.processes import FULL, digest, lengths, run, sequences
 
 ALL = [
     (model, strategy, devices)
-    for model in ("dna", "experts", "esm2", "antiberty")
+    for model in ("dna", "experts", "esm2", "antiberty", "cell")
     for strategy in ("replicate", "zero3")
     for devices in (1, 2, 3, 4)
 ]
@@ -19,6 +19,7 @@ FEW = [
     ("experts", "zero3", 3),
     ("esm2", "zero3", 2),
     ("antiberty", "zero3", 2),
+    ("cell", "zero3", 2),
 ]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +11,14 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from cells import cell_folder
 from mgen_cell import plugin
-from safetensors.torch import save_file
 
 from mgen_core import Activations, Backbone, Row, Want
-from mgen_core.checkpoint import open_checkpoint, seeded_checkpoint
+from mgen_core.checkpoint import open_checkpoint
 from mgen_core.weights import fill, parameters_on_meta
 
 CARDS = {card.name: card for card in plugin.CARDS}
-NAMES = [f"GENE{number}" for number in range(30)]
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -64,41 +62,14 @@ def open_model() -> Open:
     return opened
 
 
-def published(folder: Path, name: str) -> Path:
-    """Random weights of a small model under published names, with its gene list."""
-    card = CARDS[name]
-    config = {
-        "model_type": card.load(card, card.options()).model_type,  # type: ignore[attr-defined]
-        "hidden_size": 16,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 24,
-        "max_position_embeddings": len(NAMES),
-        "bin_num": 10,
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "OS_scRNA_gene_index.19264.tsv").write_text("\n".join(NAMES))
-    backbone = card.load(card, card.options(weights=folder))
-    backbone.want = Want(logits=True)
-    module = backbone.build()
-    drawn = seeded_checkpoint(module, 3)
-    tensors = {}
-    for parameter_name, parameter in module.named_parameters():
-        keys = backbone.sources(parameter_name, {"bert.encoder.ln.weight": None})
-        pieces = drawn.tensor(parameter_name).reshape(parameter.shape).chunk(len(keys))
-        tensors.update({key: piece.clone() for key, piece in zip(keys, pieces)})
-    save_file(tensors, folder / "model.safetensors")
-    return folder
-
-
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return published(tmp_path_factory.mktemp("cell"), "aido_cell_3m")
+    return cell_folder(tmp_path_factory.mktemp("cell"), "aido_cell_3m")
 
 
 @pytest.fixture(scope="session")
 def tissue_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return published(tmp_path_factory.mktemp("tissue"), "aido_tissue_3m")
+    return cell_folder(tmp_path_factory.mktemp("tissue"), "aido_tissue_3m")
 
 
 def written_sparse(group: h5py.Group, counts: np.ndarray[Any, Any], kind: str) -> None:
