@@ -78,6 +78,8 @@ def merge(
             "--delete-parts needs all that was computed in the file",
             "leave out --columns, --where and --allow-missing",
         )
+    if delete_parts and (ended := _finished(manifest, path, card.suffix, rows_per_file)):
+        return ended
     done = complete(manifest, selection)
     source = open_source(manifest, done, catalog, selection)
     writer = card.load(card)
@@ -94,7 +96,7 @@ def merge(
         if delete_parts:
             for file, written in zip(paths, files.written):
                 result.check(file, written)
-            spent.delete_parts(manifest, done, paths)
+            spent.delete_parts(manifest, done, paths, count.rows, count.failed)
     return Merged(paths, count.rows, count.failed, sum(one.bytes for one in files.written))
 
 
@@ -184,6 +186,18 @@ def cut(tables: Iterator[pa.Table], rows: int | None) -> Iterator[Iterator[pa.Ta
         if not held:
             held.append(table)
         yield some()
+
+
+def _finished(
+    manifest: Manifest, path: Path, suffix: str, rows_per_file: int | None
+) -> Merged | None:
+    """The merge of this kind that was stopped when it deleted parts, once they are deleted."""
+    count = len(spent.merged_files(manifest))
+    paths = [path] if rows_per_file is None else result.numbered_paths(path, suffix, count)
+    if (found := spent.finish(manifest, paths)) is None:
+        return None
+    result.sweep(path)
+    return Merged(paths, found.rows, found.failed, sum(file.stat().st_size for file in paths))
 
 
 @contextlib.contextmanager

@@ -133,6 +133,17 @@ def test_a_bad_line_of_jsonl_costs_a_row_and_is_told(tmp_path):
     assert errors[0] is None and "of line 2" in errors[1] and errors[2]
 
 
+def test_a_bad_line_of_a_table_costs_a_row_and_is_told(tmp_path):
+    content = b"id,sequence\na,ACGT\nb\n\nc\xff,GGTT\nd,AC,GT\ne,AC\n"
+    ids, errors, good = merged(tmp_path, "in.csv", content)
+    assert (ids, good) == (["a", "1", "2", "3", "e"], [0, 4])
+    assert errors[1:4] == [
+        "csv cannot read it: 1 columns, but the header has 2: line 3",
+        "csv cannot read it: not UTF-8 text: line 5",
+        "csv cannot read it: 3 columns, but the header has 2: line 6",
+    ]
+
+
 def test_odd_fasta_keeps_every_record(tmp_path):
     content = b">a first\r\nacgt\r\n\r\nACGT\r\n>\r\n>c\r\nAC*\r\n>d\r\nAC-GT"
     ids, errors, good = merged(tmp_path, "in.fa", content)
@@ -153,7 +164,7 @@ def test_files_that_are_something_else_are_refused(tmp_path):
     for name, content, told in [
         ("in.jsonl", b'[{"id": "a", "sequence": "AC"}]', "line 1"),
         ("in.fa", b"ACGT\n", "line 1: expected '>'"),
-        ("in.csv", b"id,sequence\na,AC\nb\n", "line 3: 1 columns, but the header has 2"),
+        ("in.csv", b'id,sequence\na,AC\n"b,AC\nc,AC\n', "line 3: 1 columns, but the header has 2"),
         ("in.csv.zst", b"\x1f\x8b\x08", "cannot read in.csv.zst"),
     ]:
         (tmp_path / name).write_bytes(content)

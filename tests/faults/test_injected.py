@@ -43,9 +43,25 @@ WITHIN_A_RUN = [
     for before in QUICK
     for fault in (EVERY if FULL else QUICK[before])
 ]
+HOW = {
+    "a file": {},
+    "files": {"rows_per_file": 4},
+    "a file for the parts": {"delete_parts": True},
+    "files for the parts": {"rows_per_file": 4, "delete_parts": True},
+}
+QUICK_MERGE = {
+    "a file": QUICK[fresh],
+    "files": [("write", errno.ENOSPC, False), ("rename", errno.EIO, False)],
+    "a file for the parts": [("sync", errno.EIO, False), ("remove", errno.EIO, True)],
+    "files for the parts": [("rename", errno.EIO, True), ("remove", errno.EIO, False)],
+}
 WITHIN_A_MERGE = [
-    pytest.param(fault, id="-".join(map(str, fault))) for fault in (EVERY if FULL else QUICK[fresh])
+    pytest.param(how, fault, id=f"{how}-{'-'.join(map(str, fault))}")
+    for how in HOW
+    for fault in (EVERY if FULL else QUICK_MERGE[how])
 ]
+PIECES = {f"run-{number:05d}-of-00002.parquet" for number in range(2)}
+OLD = dict.fromkeys(["run.parquet", *PIECES], b"of a merge of last year")
 
 
 def kind(fault):
@@ -91,31 +107,55 @@ def test_a_run_whose_disk_fails_is_made_good_by_the_next_start(
         pytest.fail(f"a run takes over {MOST} calls")
 
 
-@pytest.mark.parametrize("fault", WITHIN_A_MERGE)
+@pytest.mark.parametrize(("how", "fault"), WITHIN_A_MERGE)
 def test_a_merge_whose_disk_fails_is_made_good_by_the_next_one(
-    tmp_path, source, catalog, monkeypatch, tally, fault
+    tmp_path, source, catalog, monkeypatch, tally, how, fault
 ):
-    shutil.copytree(source.run, tmp_path / "run")
-    before = tiny.contents(tmp_path / "run")
-    target = tmp_path / "run.parquet"
-    for k, old in itertools.product(range(1, MOST), (None, b"a merged file of last year")):
-        target.unlink(missing_ok=True)
-        if old is not None:
-            target.write_bytes(old)
+    expected = undisturbed(tmp_path / "undisturbed", source, catalog, how)
+    for k, old in itertools.product(range(1, MOST), ({}, OLD)):
+        run = tmp_path / f"{k}-{len(old)}/run"
+        shutil.copytree(source.run, run)
+        before = tiny.contents(run)
+        for name, content in old.items():
+            (run.parent / name).write_bytes(content)
         disk = Failing(fault[0], k, fault[1], sticky=fault[2])
         with monkeypatch.context() as patch:
             patch.setattr(storage, "disk", disk)
             try:
-                tiny.merged(tmp_path / "run", catalog)
+                tiny.merged(run, catalog, **HOW[how])
             except MgenError as error:
                 assert disk.fired and error.what and error.hint
-                there = target.read_bytes() if target.exists() else None
-                assert there in (old, source.merged), "half a file has the name of a whole one"
+        there = results(run)
+        for name, content in there.items():
+            assert content in (old.get(name), expected.get(name)), "half a file has a whole name"
+        if tiny.contents(run) != before:
+            assert HOW[how].get("delete_parts"), "merge changed the run"
+            assert expected.items() <= there.items(), "parts were deleted before the files stood"
         if not disk.fired:
             break
-        with tally.recovering(f"merge, {kind(fault)}") as check:
-            check.same(tiny.merged(tmp_path / "run", catalog), source.merged)
-        assert tiny.contents(tmp_path / "run") == before, "merge changed the run"
+        with tally.recovering(f"merge to {how}, {kind(fault)}") as check:
+            tiny.merged(run, catalog, **HOW[how])
+            for name, content in expected.items():
+                check.same(run.parent / name, content)
+        untouched = {
+            name: old[name] for name in old if (name in PIECES) != ("rows_per_file" in HOW[how])
+        }
+        assert results(run) == {**untouched, **expected}
+        parts = list(run.glob("parts/*/*"))
+        assert not parts if HOW[how].get("delete_parts") else tiny.contents(run) == before
         assert tiny.temporaries(tmp_path) == []
+        shutil.rmtree(run.parent)
     else:
         pytest.fail(f"a merge takes over {MOST} calls")
+
+
+def undisturbed(folder, source, catalog, how):
+    """The files of a merge of this kind, by name."""
+    shutil.copytree(source.run, folder / "run")
+    tiny.merged(folder / "run", catalog, **HOW[how])
+    return results(folder / "run")
+
+
+def results(run):
+    """The merged files beside a run, by name."""
+    return {path.name: path.read_bytes() for path in run.parent.glob("*.parquet")}

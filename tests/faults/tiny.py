@@ -7,7 +7,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import toy
@@ -48,10 +48,10 @@ def start(
     return run(config, catalog, Screen(), rows=rows)
 
 
-def merged(run: Path, catalog: Catalog) -> Path:
-    """What `mgen merge` does, in this process; where the file is."""
+def merged(run: Path, catalog: Catalog, **more: Any) -> Path:
+    """What `mgen merge` does, in this process; where the file is, if it is one."""
     target = run.parent / f"{run.name}.parquet"
-    merge(run, target, catalog, Selection())
+    merge(run, target, catalog, Selection(), **more)
     return target
 
 

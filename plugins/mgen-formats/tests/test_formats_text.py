@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mgen_formats.plugin import READERS
+from mgen_formats.readers import delimited
 
 from mgen_core import InputError, Reader, ReaderOptions, RowError, Rows
 
@@ -161,15 +162,14 @@ def test_rows_are_read_as_often_as_asked(make: Make) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("a,b\n1,2\n3\n", ("line 3", "1 columns", "2")),
-        ("a,b\n1,2\n3,4,5\n", ("line 3", "3 columns", "2")),
-        ('a,b\n1,"x\ny"\n\n3\n', ("line 5", "1 columns")),
+        ('a,b\n1,2\n3,"4\n5","6"\n7,8\n', ("line 3", "3 columns", "2")),
+        ('a,b\n1\n2,"3\n4",5\n', ("line 3", "3 columns", "2")),
+        ('a,b\n1,2\n"left open', ("line 3", "1 columns")),
         ('a,b\n1,2\n3,"left open\n4,5\n6,7\n', ("line 3", "never closed")),
         ('a,b\n1,2\n"left open,4\n5,6\n', ("line 3", "1 columns")),
         ("a,a\n1,2\n", ("'a'", "two columns")),
         ("", ("empty",)),
         ("\n\n", ("empty",)),
-        ("a,b\n1,é\n".encode("latin1"), ("UTF-8",)),
         ("é,b\n1,2\n".encode("latin1"), ("UTF-8",)),
         ("a,b\n1,2\n".encode("utf-16"), ("UTF-8",)),
         ("a,b\n1,2\n".encode("utf-16-le"), ("UTF-8",)),
@@ -184,9 +184,83 @@ def test_faults_in_csv_are_named(make: Make, content: bytes | str, words: tuple[
     assert all(word in error.what for word in words), error.what
 
 
-def test_non_utf8_far_into_the_file_is_named(make: Make) -> None:
-    error = refused(make("a.csv", b"a,b\n" + b"1,2\n" * 500_000 + b"3,\xe9\n"))
-    assert "UTF-8" in error.what and "iconv" in error.hint
+def told(found: list[Any]) -> list[Any]:
+    """Cells, the reasons of bad ones in brackets."""
+    return [[str(cell)] if isinstance(cell, RowError) else cell for cell in found]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_line_of_the_wrong_width_is_a_bad_row(make: Make, end: str) -> None:
+    lines = ["a,b", "1", "2,3", "", '"4",5,6', ",,", '7,"8', '9"', "10"]
+    found = values(make("a.csv", end.join(lines)))
+    assert told(found["b"]) == [
+        ["1 columns, but the header has 2: line 2"],
+        "3",
+        ["3 columns, but the header has 2: line 5"],
+        ["3 columns, but the header has 2: line 6"],
+        f"8{end}9",
+        ["1 columns, but the header has 2: line 9"],
+    ]
+    assert [str(cell) for cell in found["a"] if isinstance(cell, RowError)] == [
+        str(cell) for cell in found["b"] if isinstance(cell, RowError)
+    ]
+
+
+def test_bytes_that_are_no_text_cost_their_row(make: Make) -> None:
+    content = b"id,note,sequence\na,\xff,AC\nb\xe9\xe9,,GG\nc,\xc3\xa9,A\xed\xa0\x80C\nd\xff\n"
+    found = values(make("a.csv", content), ["id", "sequence"])
+    assert told(found["id"]) == [
+        "a",
+        ["not UTF-8 text: line 3"],
+        "c",
+        ["1 columns, but the header has 3: line 5"],
+    ]
+    assert told(found["sequence"])[:3] == ["AC", "GG", ["not UTF-8 text: line 4"]]
+
+
+bad_lines = st.sampled_from([b"x", b"1,2,3", b"1,2,3,4,\xff", b"\xff\xfe", b"\xe2\x82"])
+good_lines = st.tuples(cells, cells).map(
+    lambda row: ",".join(f'"{cell.replace(chr(34), chr(34) * 2)}"' for cell in row).encode()
+)
+
+
+@given(st.lists(st.one_of(good_lines, bad_lines), max_size=40), st.integers(16, 99))
+def test_good_rows_are_as_they_are_without_the_bad_ones(
+    tmp_path_factory: pytest.TempPathFactory, table: list[bytes], block: int
+) -> None:
+    folder = tmp_path_factory.mktemp("bad")
+    bad = [line.count(b'"') < 4 for line in table]
+    good = [line for line, wrong in zip(table, bad) if not wrong]
+    for name, lines in (("all.csv", table), ("good.csv", good)):
+        (folder / name).write_bytes(b"\n".join([b"a,b", *lines, b""]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(delimited, "BLOCKS", (block, 1 << 20))
+        found = values(folder / "all.csv")
+    assert [isinstance(cell, RowError) for cell in found["a"]] == bad
+    expected = values(folder / "good.csv")
+    for name, column in expected.items():
+        assert [cell for cell, wrong in zip(found[name], bad) if not wrong] == column
+    starts = [2 + sum(1 + line.count(b"\n") for line in table[:place]) for place in range(len(bad))]
+    lines = [str(cell).split("line ")[1] for cell in found["a"] if isinstance(cell, RowError)]
+    assert lines == [str(line) for line, wrong in zip(starts, bad) if wrong]
+
+
+def test_a_table_of_bad_rows_alone(make: Make) -> None:
+    found = values(make("a.csv", "a,b\n" + "1\n" * 300_000))["a"]
+    assert len(found) == 300_000 and str(found[-1]).endswith("line 300001")
+
+
+def test_bad_rows_before_a_row_longer_than_a_block(make: Make) -> None:
+    lines = ["1", "2,3", "4", f"5,{'A' * (3 << 20)}", "6", "7,8"]
+    found = values(make("a.csv", "\n".join(["a,b", *lines])))["a"]
+    assert told(found)[::2] == [[f"1 columns, but the header has 2: line {n}"] for n in (2, 4, 6)]
+    assert found[1::2] == ["2", "5", "7"]
+
+
+def test_bytes_that_are_no_text_far_into_the_file(make: Make) -> None:
+    found = values(make("a.csv", b"a,b\n" + b"1,\xc3\xa9\n" * 300_000 + b"3,\xe9\n4,5\n"))["b"]
+    assert len(found) == 300_002 and set(found[:300_000]) == {"é"} and found[-1] == "5"
+    assert told(found[-2:-1]) == [["not UTF-8 text: line 300002"]]
 
 
 def test_cells_may_hold_nearly_anything(make: Make) -> None:
@@ -243,10 +317,12 @@ def test_jsonl_gives_text_and_python_values(make: Make) -> None:
         (r'{"id": "\ud83d"}', "half a character: a lone surrogate in line 2"),
         (r'{"id": "x", "\uDE00": 1}', "half a character: a lone surrogate in line 2"),
         ("\0", "not JSON: Expecting value at character 1 of line 2"),
+        (b'{"id": "\xe9"}', "not UTF-8 text: line 2"),
     ],
 )
-def test_a_bad_line_of_jsonl_is_a_bad_row(make: Make, line: str, reason: str) -> None:
-    found = values(make("a.jsonl", f'{{"id": "a"}}\n{line}\n{{"id": "c"}}\n'))["id"]
+def test_a_bad_line_of_jsonl_is_a_bad_row(make: Make, line: bytes | str, reason: str) -> None:
+    line = line.encode() if isinstance(line, str) else line
+    found = values(make("a.jsonl", b'{"id": "a"}\n%b\n{"id": "c"}\n' % line))["id"]
     assert (found[0], found[2]) == ("a", "c")
     assert isinstance(found[1], RowError) and str(found[1]) == reason
 
@@ -348,7 +424,7 @@ def test_a_chromosome_on_one_line(make: Make) -> None:
         ("\n# comment\nACGT\n", ("line 3", "ACGT")),
         (">a\nAC\n".encode("utf-16"), ("UTF-8",)),
         ("", ("empty",)),
-        (">Müller\nAC\n".encode("latin1"), ("UTF-8",)),
+        ("Müller\n>a\nAC\n".encode("latin1"), ("UTF-8",)),
     ],
 )
 def test_faults_in_fasta_are_named(
@@ -356,6 +432,15 @@ def test_faults_in_fasta_are_named(
 ) -> None:
     error = refused(make("a.fasta", content))
     assert all(word in error.what for word in words), error.what
+
+
+def test_bytes_that_are_no_text_cost_their_record(make: Make) -> None:
+    content = b">a\nAC\n>M\xfcller first\nGG\n\n>c \xff\nTT\n>d\nAC\n\x80\nGT\n>e\nA\n"
+    found = values(make("a.fa", content))
+    assert told(found["id"]) == ["a", ["not UTF-8 text: the record of line 3"], "c", "d", "e"]
+    assert found["sequence"][:3] == ["AC", "GG", "TT"] and found["sequence"][4] == "A"
+    assert told(found["sequence"])[3] == ["not UTF-8 text: the record of line 8"]
+    assert told(found["description"])[2] == ["not UTF-8 text: the record of line 6"]
 
 
 def test_real_fasta_files() -> None:

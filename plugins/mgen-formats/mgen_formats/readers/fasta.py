@@ -7,9 +7,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mgen_core import InputError, Reader, Rows
+from mgen_core import InputError, Reader, RowError, Rows
 
-from .source import LONGEST, chunked, digest, lines, opened, readable, reading, too_long
+from .source import (
+    LONGEST,
+    NOT_TEXT,
+    chunked,
+    digest,
+    is_text,
+    lines,
+    not_utf8,
+    opened,
+    readable,
+    reading,
+    too_long,
+)
 
 
 class FastaReader(Reader):
@@ -22,7 +34,7 @@ class FastaReader(Reader):
 class FastaRows(Rows):
     """The records of one file, letters as written: lower case, `*` and `-` are kept.
 
-    Lines that start with `#` are comments.
+    Lines that start with `#` are comments. A record with bytes that are no text is a bad row.
     """
 
     columns = ("id", "sequence", "description")
@@ -40,8 +52,8 @@ class FastaRows(Rows):
         return chunked(
             columns,
             (
-                (len(header) + len(sequence), [_cells(header, sequence)[i] for i in order])
-                for header, sequence in _records(self.path)
+                (len(header) + len(sequence), [_cells(line, header, sequence)[i] for i in order])
+                for line, header, sequence in _records(self.path)
             ),
         )
 
@@ -49,17 +61,19 @@ class FastaRows(Rows):
         return digest(self.path)
 
 
-def _records(path: Path) -> Iterator[tuple[str, str]]:
-    """Header and sequence of each record. Raises `InputError`."""
-    header, letters = None, io.StringIO()  # takes less memory than a list of short lines
+def _records(path: Path) -> Iterator[tuple[int, str, str]]:
+    """First line, header and sequence of each record. Raises `InputError`."""
+    first, header, letters = 0, None, io.StringIO()  # takes less memory than a list of short lines
     for number, line in enumerate(lines(path), 1):
         text = line.strip()
         if text.startswith(">"):
             if header is not None:
-                yield header, letters.getvalue()
-            header, letters = text[1:], io.StringIO()
+                yield first, header, letters.getvalue()
+            first, header, letters = number, text[1:], io.StringIO()
         elif text and not text.startswith("#"):
             if header is None:
+                if not is_text(text):
+                    raise not_utf8(path)
                 what = f"{path}, line {number}: expected '>', but found {text[:40]!r}"
                 hint = "a FASTA record starts with '>id'; a list of sequences goes into a .csv"
                 raise InputError(what, hint)
@@ -67,9 +81,11 @@ def _records(path: Path) -> Iterator[tuple[str, str]]:
             if letters.tell() > LONGEST:
                 raise too_long(f"{path}, line {number}: a sequence")
     if header is not None:
-        yield header, letters.getvalue()
+        yield first, header, letters.getvalue()
 
 
-def _cells(header: str, sequence: str) -> tuple[str, str, str]:
+def _cells(line: int, header: str, sequence: str) -> list[str | RowError]:
     name, *description = header.split(None, 1) or [""]
-    return name, sequence, "".join(description).strip()
+    cells = [name, sequence, "".join(description).strip()]
+    broken = RowError(f"{NOT_TEXT}: the record of line {line}")
+    return [cell if is_text(cell) else broken for cell in cells]

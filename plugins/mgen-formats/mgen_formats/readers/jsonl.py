@@ -11,7 +11,7 @@ from typing import Any
 
 from mgen_core import InputError, Reader, RowError, Rows
 
-from .source import chunked, digest, lines, readable
+from .source import NOT_TEXT, chunked, digest, is_text, lines, not_utf8, readable
 
 LOOK_AHEAD = 1000  # lines whose keys are the columns
 MOST_KEYS = 100_000
@@ -38,8 +38,7 @@ class JsonLinesRows(Rows):
         for number, (_, record) in enumerate(islice(self._objects(), LOOK_AHEAD)):
             if isinstance(record, RowError):
                 if number == 0:
-                    hint = "write one object a line; `jq -c '.[]'` turns an array into that"
-                    raise InputError(f"{path}: {record}", hint) from record
+                    raise _no_json_lines(path, record) from record
                 continue
             keys.update(dict.fromkeys(record))
             if len(keys) > MOST_KEYS:
@@ -66,8 +65,18 @@ class JsonLinesRows(Rows):
                     yield len(line), error
 
 
+def _no_json_lines(path: Path, first: RowError) -> InputError:
+    """The error for a file whose first line is not one of this format."""
+    if str(first).startswith(NOT_TEXT):
+        return not_utf8(path)
+    hint = "write one object a line; `jq -c '.[]'` turns an array into that"
+    return InputError(f"{path}: {first}", hint)
+
+
 def _object(line: str, number: int) -> dict[str, Any]:
     """Raises `RowError`."""
+    if not is_text(line):
+        raise RowError(f"{NOT_TEXT}: line {number}")
     try:
         found = json.loads(line)
         if _may_hold_surrogate(line):

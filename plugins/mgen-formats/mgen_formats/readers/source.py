@@ -19,6 +19,7 @@ CHUNK_BYTES = 32 << 20  # rows may be chromosomes: a chunk is bounded in bytes a
 LONGEST = 256 << 20  # of a row: a human chromosome fits, a few kB that unpack to 10 GB do not
 
 COMPRESSION = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+NOT_TEXT = "not UTF-8 text"
 BOM = b"\xef\xbb\xbf"
 
 
@@ -51,7 +52,7 @@ def reading(path: Path) -> Iterator[None]:
 def not_utf8(path: Path) -> InputError:
     """The error for text in another encoding."""
     hint = f"convert it, for example: iconv -f latin1 -t utf-8 {path.name} > new-{path.name}"
-    return InputError(f"{path} is not UTF-8 text", hint)
+    return InputError(f"{path} is {NOT_TEXT}", hint)
 
 
 def handle(path: Path) -> str | io.BufferedReader:
@@ -71,15 +72,27 @@ def opened(path: Path) -> io.BufferedReader:
 def lines(path: Path, newline: str | None = None) -> Iterator[str]:
     """The lines of a text, each with its end; `newline` as `open` takes it.
 
-    Raises `InputError` for a line beyond `LONGEST`, before more of it is read.
+    Bytes that are not UTF-8 come as half characters, so that they cost their own row alone:
+    `is_text`. Raises `InputError` for a line beyond `LONGEST`, before more of it is read.
     """
-    with reading(path), io.TextIOWrapper(opened(path), encoding="utf-8", newline=newline) as text:
+    with (
+        reading(path),
+        io.TextIOWrapper(opened(path), "utf-8", "surrogateescape", newline) as text,
+    ):
         number = 0
         while line := text.readline(LONGEST):
             number += 1
             if len(line) == LONGEST:
                 raise too_long(f"{path}, line {number}")
             yield line
+
+
+def is_text(line: str) -> bool:
+    """Whether all of what `lines` gave was UTF-8."""
+    try:
+        return line.isascii() or bool(line.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def too_long(where: str) -> InputError:
