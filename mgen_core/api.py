@@ -20,7 +20,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Union
 
-from .errors import MgenError, PluginError, WeightsError
+from .errors import MgenError, PluginError, WeightsError, opening
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -300,7 +300,8 @@ def open_backbone(card: BackboneCard, options: BackboneOptions) -> Backbone:
 
     Raises `PluginError` when one of the four methods is missing.
     """
-    found = card.load(card, options)
+    with opening(card):
+        found = card.load(card, options)
     missing = [n for n in ("measure", "collate", "build", "forward") if not hasattr(found, n)]
     if missing:
         raise PluginError(

@@ -26,7 +26,7 @@ from .checkpoint import Checkpoint, seeded_checkpoint
 from .columns import HostColumn
 from .config import Precision, StoredDtype
 from .dense import quicken
-from .errors import MgenError, PluginError, RowError, RunError, WeightsError, defect, told
+from .errors import MgenError, PluginError, RowError, RunError, WeightsError, defect, opening, told
 from .origin import Origin
 from .turns import OutOfMemory, Turn
 from .weights import fill, parameters_on_meta
@@ -83,8 +83,10 @@ class Engine:
         self.placement = placement
         backbone.want = task.needs
         with parameters_on_meta():
-            self.module = backbone.build()
-            head = task.build()
+            with opening(backbone.card):
+                self.module = backbone.build()
+            with opening(task.card):
+                head = task.build()
         self.parameters = sum(parameter.numel() for parameter in self.module.parameters())
         if origin.backbone is None and origin.head is not None and self.parameters:
             raise WeightsError(

@@ -87,6 +87,18 @@ def blaming(card: Named) -> Iterator[None]:
         raise defect(card, error) from error
 
 
+@contextlib.contextmanager
+def opening(card: Named) -> Iterator[None]:
+    """What a plugin raises unawares when it is loaded or built becomes a `PluginError`."""
+    try:
+        yield
+    except MgenError:
+        raise
+    except Exception as error:
+        lacks = "install what it lacks, or " if isinstance(error, ImportError) else ""
+        raise PluginError(str(defect(card, error)), f"{lacks}report it to its author") from error
+
+
 def defect(card: Named, error: Exception) -> RowError:
     """The reason to set a row aside over which a plugin stumbled: its name, what and where."""
     return RowError(f"{card.name}{DEFECT}{told(error)} ({line_of(card, error)})")

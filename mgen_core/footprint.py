@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from .api import Backbone, BackboneCard, Want
-from .errors import WeightsError
+from .errors import WeightsError, opening
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +46,7 @@ def measure_model(backbone: Backbone, needs: Want, dtype: torch.dtype) -> ModelS
 
     backbone.want = needs
     try:
-        with parameters_on_meta():
+        with parameters_on_meta(), opening(backbone.card):
             module = backbone.build()
     except Exception:
         # Without its weights a backbone need not be able to, and fails in a way of its own.

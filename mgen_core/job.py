@@ -21,7 +21,7 @@ from .api import (
 )
 from .catalog import Catalog
 from .config import RESERVED, RunConfig, checked, make_options
-from .errors import MgenError, WeightsError, blaming
+from .errors import MgenError, WeightsError, blaming, opening
 from .plan import Batch, PlanSettings, Window, Work, make_work, windows
 from .table import Table, choose_columns, open_table
 
@@ -135,9 +135,12 @@ def open_job(
 
     located = hub.locate(config.weights, backbone_card, config.revision, download=download)
     backbone = open_backbone(backbone_card, replace(options, weights=located))
-    task = task_card.load(task_card, task_options, backbone)
+    with opening(task_card):
+        task = task_card.load(task_card, task_options, backbone)
+    with opening(writer_card):
+        writer = writer_card.load(writer_card)
     _check_length(config, backbone)
-    return Job(config, backbone, task, writer_card.load(writer_card), table)
+    return Job(config, backbone, task, writer, table)
 
 
 def _options(

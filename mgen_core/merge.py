@@ -18,7 +18,7 @@ from .api import Writer, WriterCard
 from .aside import set_aside
 from .catalog import Catalog
 from .columns import ERROR, ID, ROW
-from .errors import MgenError, RunError, Stopped, printable
+from .errors import MgenError, RunError, Stopped, opening, printable
 from .manifest import Done, Manifest
 from .order import Source, Told, listed
 from .parts import open_part, outside, read_part
@@ -82,7 +82,8 @@ def merge(
         return ended
     done = complete(manifest, selection)
     source = open_source(manifest, done, catalog, selection)
-    writer = card.load(card)
+    with opening(card):
+        writer = card.load(card)
     if selection.where is None:  # nobody knows how many rows that takes
         _check_room(path, writer, source, done, 2 * into.stat().st_size if into else 0)
     writer.source = into
@@ -153,7 +154,8 @@ def open_source(
     if not done:
         raise RunError(f"nothing is done in {manifest.folder}", f"run {manifest.command()}")
     card = catalog.find(WriterCard, manifest.record["config"]["writer"])
-    writer = card.load(card)
+    with opening(card):
+        writer = card.load(card)
     # A part with rows: a format that guesses types has nothing to guess from in the others.
     part = next((part for part in done if part.rows), done[0])
     content = open_part(manifest, part)

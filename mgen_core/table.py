@@ -14,7 +14,7 @@ from typing import Any
 from .api import NOTHING, BackboneCard, Reader, ReaderCard, ReaderOptions, Row, Rows
 from .catalog import Catalog
 from .config import RunConfig, checked
-from .errors import InputError, MgenError, PluginError, RowError, defect
+from .errors import InputError, MgenError, PluginError, RowError, defect, opening
 from .kept import OWN
 from .objects import is_url, matches
 
@@ -197,7 +197,7 @@ def find_reader(uri: str, catalog: Catalog) -> ReaderCard:
     if fitting:
         return max(fitting, key=lambda pair: pair[0])[1]
     for card in cards:
-        if card.claims and card.claims(uri):
+        if _claims(card, uri):
             return card
     known = sorted({suffix for card in cards for suffix in card.suffixes})
     if os.path.isdir(uri):
@@ -229,8 +229,7 @@ def open_object(data: Any, config: RunConfig, catalog: Catalog) -> Rows | None:
 
 def _open(uri: str, config: RunConfig, catalog: Catalog) -> Rows:
     card = catalog.find(ReaderCard, config.reader) if config.reader else find_reader(uri, catalog)
-    claimed = card.claims is not None and card.claims(uri)
-    if not claimed and not is_url(uri) and not os.path.exists(uri):
+    if not _claims(card, uri) and not is_url(uri) and not os.path.exists(uri):
         raise InputError(f"no such file: {uri}", "check the path")
     return _opened(card, uri, uri, config)
 
@@ -240,6 +239,11 @@ def _opened(card: ReaderCard, data: Any, name: str, config: RunConfig) -> Rows:
     with _reading(card, name):
         reader: Reader = card.load(card, options)
         return Opened(card, options, name, reader.open(data))
+
+
+def _claims(card: ReaderCard, uri: str) -> bool:
+    with opening(card):
+        return card.claims is not None and bool(card.claims(uri))
 
 
 def _reader_options(card: ReaderCard, config: RunConfig) -> ReaderOptions:

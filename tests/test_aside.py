@@ -7,6 +7,7 @@ import torch
 import toy
 
 from mgen_core import (
+    BackboneCard,
     InputError,
     PluginError,
     Reader,
@@ -16,6 +17,7 @@ from mgen_core import (
     Task,
     TaskCard,
     Want,
+    WriterCard,
     failures,
     hookimpl,
 )
@@ -316,3 +318,74 @@ def test_a_device_that_has_failed_ends_the_run(tmp_path, monkeypatch):
         start(tmp_path, GOOD)
     assert "CUDA_VISIBLE_DEVICES=" in caught.value.hint
     assert not Manifest.open(tmp_path / "run").done()
+
+
+# ------------------------------------------------------------------------------ loaded, built
+
+
+def broken(*given):
+    raise Stumble("when it was opened")
+
+
+class Unbuilt(toy.Toy):
+    build = broken
+
+
+class UnbuiltTask(FaultyTask):
+    build = broken
+
+
+class Broken:
+    """A plugin of which nothing can be opened."""
+
+    @hookimpl
+    def mgen_backbones(self):
+        kinds = {"unloaded": broken, "unbuilt": Unbuilt}
+        return [
+            BackboneCard(**{**vars(toy.CARD), "name": n, "load": load}) for n, load in kinds.items()
+        ]
+
+    @hookimpl
+    def mgen_tasks(self):
+        kinds = {"unloaded_task": broken, "unbuilt_task": UnbuiltTask}
+        return [TaskCard(name, "", load) for name, load in kinds.items()]
+
+    @hookimpl
+    def mgen_readers(self):
+        return [ReaderCard("unloaded_reader", "", broken)]
+
+    @hookimpl
+    def mgen_writers(self):
+        return [WriterCard("unloaded_writer", ".none", "", broken)]
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("backbone", "unloaded"),
+        ("backbone", "unbuilt"),
+        ("task", "unloaded_task"),
+        ("task", "unbuilt_task"),
+        ("reader", "unloaded_reader"),
+        ("writer", "unloaded_writer"),
+    ],
+)
+def test_a_plugin_that_cannot_be_opened_is_named(tmp_path, monkeypatch, key, name):
+    catalog = Catalog((*CATALOG.plugins, *Catalog.of(Broken()).plugins))
+    monkeypatch.setitem(globals(), "CATALOG", catalog)
+    with pytest.raises(PluginError) as caught:
+        start(tmp_path, GOOD, **{key: name})
+    assert f"{name} failed with Stumble: when it was opened (" in caught.value.what
+    assert "test_aside.py:" in caught.value.what and "author" in caught.value.hint
+
+
+def test_a_reader_that_stumbles_over_a_name_is_named(tmp_path, monkeypatch):
+    class Claims:
+        @hookimpl
+        def mgen_readers(self):
+            return [ReaderCard("claims_all", "", Lines, claims=broken)]
+
+    catalog = Catalog((*CATALOG.plugins, *Catalog.of(Claims()).plugins))
+    monkeypatch.setitem(globals(), "CATALOG", catalog)
+    with pytest.raises(PluginError, match="claims_all failed with Stumble"):
+        start(tmp_path, GOOD, data="no-suffix")
