@@ -86,6 +86,6 @@ def bench(session: nox.Session) -> None:
     """The benchmarks that are named: `nox -s bench -- genbio`."""
     install(session, "tests")
     for name in session.posargs or session.error(
-        "name one: ceiling, genbio, loading, long_input, merge, peers, scaling, zero3"
+        "name one: budget, ceiling, genbio, loading, long_input, merge, peers, scaling, zero3"
     ):
         session.run("python", f"bench/{name}.py")

@@ -2,21 +2,17 @@
 
     nox -s bench -- genbio
 
-Prints how many times as fast mgen is, median (lowest to highest) over passes run in turn, by the
-clock and by processor time: a machine has other work. Weights and letters are random, the same on
-both sides; lengths are those of real rows.
+Prints how many times as fast mgen is (see race.py). Weights and letters are random, the same on
+all sides; lengths are those of real rows. `mgen by MKL` multiplies as PyTorch does by itself.
 """
 
 from __future__ import annotations
 
 import json
-import random
-import statistics
 import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import plain
 import torch
@@ -24,20 +20,20 @@ from mgen_aido import plugin
 from mgen_aido.backbone import EncoderBackbone
 from mgen_aido.geometry import GEOMETRY
 from mgen_aido.options import EncoderOptions
-from torch import Tensor, nn
+from race import DTYPES, Pass, Ready, race, rows
+from torch import nn
 
 from mgen_core import Row, Want
 from mgen_core.checkpoint import Checkpoint
+from mgen_core.dense import quicken
 from mgen_core.weights import fill, parameters_on_meta
 
-ROUNDS, SECONDS = 5, 20  # of each race, at least
 DATA = Path(__file__).parents[2] / "shared/data"
 LONGEST = 420  # letters of a row; with longer ones a pass takes a minute
 # The first such rows of two FASTA files, for where the files are not.
 GENES = [252, 417, 264, 255]
 PROTEINS = [142, 398, 222, 264, 241, 375]
 CARDS = {card.name: card for card in plugin.CARDS}
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 RNA_650M = GEOMETRY["aido_rna_650m"]
 # AIDO.Protein-16B at a quarter of its width and a sixth of its depth.
 MIXTURE = {
@@ -47,16 +43,6 @@ MIXTURE = {
     "num_attention_heads": 9,
     "intermediate_size": 1920,
 }
-
-Pass = Callable[[], Tensor]  # to (B, L, H)
-Ready = Callable[[Sequence[Row]], Pass]  # everything but the pass itself is done
-
-
-class Lap(NamedTuple):
-    """Seconds of one pass."""
-
-    clock: float
-    processor: float
 
 
 def main() -> None:
@@ -88,14 +74,6 @@ def lengths(file: str, known: list[int]) -> list[int]:
     return [length for length in found if length <= LONGEST][: len(known)]
 
 
-def rows(letters: str, counts: Sequence[int]) -> list[Row]:
-    draw = random.Random(0)
-    return [
-        Row(number, str(number), "".join(draw.choices(letters, k=count)))
-        for number, count in enumerate(counts)
-    ]
-
-
 # --------------------------------------------------------------------------- who runs
 
 
@@ -114,6 +92,7 @@ def contenders(card: str, config: Mapping[str, Any], precision: str) -> dict[str
         every.load_state_dict(tensors)
         found["all experts"] = padded(loose, every)
     published = Checkpoint(None, {f"bert.{name}": tensor for name, tensor in tensors.items()})
+    found["mgen by MKL"] = packed(loose, published, dtype, quick=False)
     found["mgen"] = packed(loose, published, dtype)
     found["mgen fuse=true"] = packed(fused, published, dtype)
     return found
@@ -146,65 +125,20 @@ def padded(backbone: EncoderBackbone, module: nn.Module) -> Ready:
     return ready
 
 
-def packed(backbone: EncoderBackbone, published: Checkpoint, dtype: torch.dtype) -> Ready:
+def packed(
+    backbone: EncoderBackbone, published: Checkpoint, dtype: torch.dtype, *, quick: bool = True
+) -> Ready:
     with parameters_on_meta():
         module = backbone.build()
     fill(module, backbone, published, dtype=dtype, device=torch.device("cpu"))
+    if quick:
+        quicken(module)
 
     def ready(rows: Sequence[Row]) -> Pass:
         inputs, want = backbone.collate(rows), backbone.want
         return lambda: backbone.forward(module, inputs, want).layer(*want.layers)
 
     return ready
-
-
-# --------------------------------------------------------------------------- the race
-
-
-@torch.inference_mode()
-def race(title: str, contenders: Mapping[str, Ready], rows: Sequence[Row]) -> None:
-    """Every contender in turn, round after round; then the ratios within a round."""
-    passes = {name: ready(rows) for name, ready in contenders.items()}
-    counts = [len(row.data) for row in rows]
-    print(f"\n{title}, rows of {counts} letters")
-    differences = compared({name: once() for name, once in passes.items()})
-    rounds: list[dict[str, Lap]] = []
-    begun = time.perf_counter()
-    while len(rounds) < ROUNDS or time.perf_counter() - begun < SECONDS:
-        rounds.append({name: lap(once) for name, once in passes.items()})
-    names = list(passes)
-    for place, name in enumerate(names):
-        for other in names[:place] if name.startswith("mgen") else ():
-            tell(f"{name} / {other}", [(one[other], one[name]) for one in rounds])
-    print("  largest difference from plain:", differences)
-
-
-def compared(outputs: Mapping[str, Tensor]) -> str:
-    """Where mgen has no zeros: those are at padding, which plain has computed."""
-    real = outputs["mgen"].any(dim=-1)
-    expected = outputs["plain"][real].float()
-    found = {
-        name: (output[real].float() - expected).abs().max() for name, output in outputs.items()
-    }
-    told = (f"{name} {float(most):.1e}" for name, most in found.items() if name != "plain")
-    return f"{', '.join(told)}; largest value {float(expected.abs().max()):.1f}"
-
-
-def lap(once: Pass) -> Lap:
-    clock, processor = time.perf_counter(), time.process_time()
-    once()
-    return Lap(time.perf_counter() - clock, time.process_time() - processor)
-
-
-def tell(title: str, pairs: Sequence[tuple[Lap, Lap]]) -> None:
-    """How many times as fast the second of each pair is."""
-    clock = [slow.clock / fast.clock for slow, fast in pairs]
-    processor = statistics.median(slow.processor / fast.processor for slow, fast in pairs)
-    print(
-        f"  {title:28} {statistics.median(clock):5.2f} ({min(clock):.2f} to {max(clock):.2f})"
-        f"   by processor time {processor:5.2f}   {len(pairs)} rounds",
-        flush=True,
-    )
 
 
 if __name__ == "__main__":
