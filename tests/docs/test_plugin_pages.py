@@ -5,6 +5,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from docs.pages import DOCS, ROOT, blocks
@@ -16,6 +17,8 @@ from mgen_core.merge import Selection, merge
 from mgen_core.run import run
 from mgen_core.screen import Screen
 from mgen_core.testing import check_backbone
+
+MINE = ("mgen_tinydna", "mgen_spread", "mgen_lines", "mgen_profiles")
 
 
 @pytest.fixture
@@ -38,7 +41,7 @@ def plugin(tmp_path, monkeypatch):
         return Catalog((*discover().plugins, *mine.plugins))
 
     yield extracted
-    for name in [name for name in sys.modules if name.startswith(("mgen_tinydna", "mgen_spread"))]:
+    for name in [name for name in sys.modules if name.startswith(MINE)]:
         del sys.modules[name]
 
 
@@ -105,3 +108,18 @@ def test_the_reader_and_the_writer(plugin):
     table = pa.ipc.open_file("out.arrow").read_all()
     assert merged.rows == table.num_rows == 3
     assert table.equals(mgen_core.read("out", catalog=catalog))
+
+
+def test_rows_that_are_no_sequences(plugin):
+    catalog = plugin("other-inputs.md", "mgen_profiles")
+    matrix = np.array([[1, 2, 3], [4, np.nan, 6], [1, 2, 3]], dtype=np.float64)
+    np.save("samples.npy", matrix)
+    same = {"backbone": "profiles", "catalog": catalog, "pool": "tokens"}
+    found = mgen_core.embed("samples.npy", **same)
+    assert found["error"].to_pylist() == [None, "no number at weight", None]
+    assert found.schema.field("embedding").type == pa.list_(pa.list_(pa.float32(), 8), 3)
+    assert found.schema.metadata[b"mgen.tokens"] == b'["height", "weight", "age"]'
+    again = mgen_core.embed(matrix, **same)
+    assert again["embedding"].equals(found["embedding"])
+    wide = mgen_core.embed(np.ones((1, 3)), **{**same, "pool": "mean"})
+    assert len(wide["embedding"][0]) == 8
