@@ -302,11 +302,13 @@ def _check_room(
     writer.write(cast("BinaryIO", file), [sample], sample.schema)
     scale = sum(part.rows for part in done) / max(len(sample), 1)
     needed = file.size * scale * (2 if writer.spools else 1) + more
-    free = storage.free_bytes(path)
+    place = result.waiting(path)
+    free = storage.free_bytes(place)
     if free is not None and needed > free:
+        where, how = ("", "--to") if place is path else (f" in {place}", "TMPDIR")
         raise RunError(
-            f"{path} needs about {needed / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free",
-            "write to another disk with --to, or fewer columns with --columns",
+            f"{path} needs about {needed / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free{where}",
+            f"write to another disk with {how}, or fewer columns with --columns",
         )
 
 

@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple, cast
 
@@ -239,10 +240,17 @@ def new_files(folder: ObjectPath, pattern: str) -> Iterator[list[bytes]]:
         fresh = [name for name in there if name not in seen and fnmatch(name, pattern)]
         fresh.sort(key=lambda name: (there[name].modified or 0.0, name))
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            found = list(pool.map(lambda name: (folder / name).read_bytes(), fresh))
+            paths, known = [folder / name for name in fresh], [there[name] for name in fresh]
+            found = list(pool.map(_once, paths, known))
         seen.update(fresh)
         looked = time.monotonic()
         yield found
+
+
+@lru_cache(4096)
+def _once(path: ObjectPath, facts: Facts) -> bytes:
+    """A file that does not change: whoever asks for it again gets what came the first time."""
+    return path.read_bytes()
 
 
 class _Reading(io.RawIOBase):

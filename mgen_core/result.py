@@ -22,6 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+import pyarrow as pa
+
 from . import storage
 from .background import Behind
 from .errors import RunError
@@ -40,7 +42,7 @@ def beside(path: Path, *, digest: bool = False) -> Iterator[Results]:
     With `digest` they can be checked when they stand there.
     """
     if isinstance(path, ObjectPath):
-        with tempfile.TemporaryDirectory(prefix="mgen-") as folder:
+        with tempfile.TemporaryDirectory(prefix="mgen-", dir=waiting(path)) as folder:
             yield Results(path, Path(folder), digest)
         return
     storage.make_folder(path.parent)
@@ -55,6 +57,18 @@ def beside(path: Path, *, digest: bool = False) -> Iterator[Results]:
         os.close(lock)
         with contextlib.suppress(RunError):
             storage.remove(folder)
+
+
+def waiting(path: Path) -> Path:
+    """On which disk the files are until they have their names: what goes to a store is in TMPDIR.
+
+    Raises `RunError` where nothing can be written there.
+    """
+    try:
+        return Path(tempfile.gettempdir()) if isinstance(path, ObjectPath) else path
+    except OSError as error:
+        what = f"no folder for temporary files: {error.strerror or error}"
+        raise RunError(what, "set TMPDIR to a folder with room") from error
 
 
 class Results:
@@ -74,7 +88,7 @@ class Results:
                 behind(cast("BinaryIO", file), write)
             storage.sync(self._temporary(len(self.written)))
         except OSError as error:
-            raise storage.disk_error(error, self.path) from error
+            raise self._not_written(error) from error
         self.written.append(stream.written())
 
     def publish(self, suffix: str, *, numbered: bool) -> list[Path]:
@@ -94,6 +108,15 @@ class Results:
         except OSError as error:
             raise storage.disk_error(error, self.path) from error
         return paths
+
+    def _not_written(self, error: OSError) -> RunError:
+        if not isinstance(self.path, ObjectPath):
+            return storage.disk_error(error, self.path)
+        return RunError(
+            f"cannot write {self.folder}, where {self.path} is made before it is sent: "
+            f"{error.strerror or error}",
+            "make room there, or set TMPDIR to a folder with more room",
+        )
 
     def _temporary(self, number: int) -> Path:
         return self.folder / f"{number:05d}"
@@ -143,7 +166,7 @@ def behind(file: BinaryIO, write: storage.Write) -> None:
 
 
 class _Queued(io.RawIOBase):
-    """Much that cannot change any more is handed on as it is; all else is copied."""
+    """Large buffers of Arrow, in which nobody writes, are handed on as they are, all else copied."""
 
     def __init__(self, thread: Behind[memoryview]) -> None:
         self._thread = thread
@@ -156,7 +179,7 @@ class _Queued(io.RawIOBase):
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
         self._bytes += len(view)
-        if view.readonly and len(view) >= storage.BUFFER:
+        if isinstance(view.obj, pa.Buffer) and len(view) >= storage.BUFFER:
             self.flush()
             self._thread.put(view, len(view))
         else:

@@ -5,6 +5,7 @@ MGEN_TEST_FAULTS=1 tries every request with every fault, once and for good, and 
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import random
@@ -16,6 +17,7 @@ from functools import partial
 
 import fsspec
 import pytest
+from faults.disks import Failing
 from faults.tally import TALLY
 from remote.bucket import FAULTS
 from remote.runs import acknowledged, go, logged, merged, table
@@ -208,3 +210,21 @@ def test_killed_again_and_again(devices, bucket, tmp_path, monkeypatch):
         assert kept.items() <= acknowledged(run).items()
         assert logged(run) == set(acknowledged(run))
         assert Lease(place(run) / "run.lock").alone()
+
+
+def test_no_room_to_make_the_merged_file_in(memory, here, catalog, monkeypatch, tmp_path):
+    go(here[0], f"{memory}/run", catalog)
+    to = f"{memory}/merged.parquet"
+    with monkeypatch.context() as patch:
+        patch.setattr("tempfile.tempdir", str(tmp_path))
+        patch.setattr(storage, "free_bytes", lambda path: 100 if path == tmp_path else None)
+        with pytest.raises(RunError, match=f"are free in {tmp_path}$") as caught:
+            merged(f"{memory}/run", to, catalog)
+        assert "TMPDIR" in caught.value.hint
+        patch.setattr(storage, "free_bytes", lambda path: None)
+        patch.setattr(storage, "disk", Failing("write", 1, errno.ENOSPC))
+        with pytest.raises(RunError, match=f"{tmp_path}.* No space left on device") as caught:
+            merged(f"{memory}/run", to, catalog)
+        assert to in caught.value.what and "TMPDIR" in caught.value.hint
+    assert not place(to).exists() and not list(tmp_path.iterdir())
+    assert merged(f"{memory}/run", to, catalog) == here[1]

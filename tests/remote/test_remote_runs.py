@@ -8,7 +8,7 @@ import pytest
 from remote.runs import acknowledged, go, merged, table
 
 import mgen_core
-from mgen_core import MgenError, RunError, place
+from mgen_core import MgenError, RunError, objects, place
 from mgen_core.cli import main
 
 
@@ -115,6 +115,19 @@ def test_a_part_that_was_deleted_is_computed_again(bucket, here, tmp_path, catal
     go(data, run, catalog)
     assert acknowledged(run).keys() >= before.keys()
     assert merged(run, tmp_path / "merged.parquet", catalog) == expected
+
+
+def test_a_log_is_read_once_at_a_start(bucket, here, tmp_path, catalog, monkeypatch):
+    data, expected = here
+    go(data, f"{bucket}/run", catalog)
+    fs = fsspec.filesystem("s3", use_listings_cache=False)
+    real, asked = fs.cat_file, []
+    monkeypatch.setattr(fs, "cat_file", lambda key, **more: asked.append(key) or real(key, **more))
+    objects._once.cache_clear()  # as in another process
+    go(data, f"{bucket}/run", catalog)
+    logs = [key for key in asked if "/done/" in key]
+    assert len(logs) == len(set(logs)) == len(list((place(f"{bucket}/run") / "done").iterdir()))
+    assert merged(f"{bucket}/run", tmp_path / "merged.parquet", catalog) == expected
 
 
 def test_a_damaged_part_is_told(bucket, here, tmp_path, catalog):
