@@ -2,7 +2,8 @@
 
 What is best depends on the model, the machine and the rows, and differs by a factor of two and
 more. So batches of the very plan are run at several budgets, in turn and at the same places of the
-plan: what padding costs counts, and that a machine has other work hits all of them alike.
+plan: what padding costs counts. On a CPU processor time tells which is best: by the clock, a
+machine's other work would.
 """
 
 from __future__ import annotations
@@ -59,10 +60,11 @@ class Sample(NamedTuple):
 
 
 class Lap(NamedTuple):
-    """A pass: tokens that carry data, and the time that it took."""
+    """A pass: tokens that carry data, the time that it took, and what it is compared by."""
 
     tokens: int
     seconds: float
+    cost: float
 
 
 RunLap = Callable[[int, float], Lap]
@@ -128,18 +130,19 @@ def measure(
         return Choice(usual(placement), why), engine
     tokens = smallest_near_best(found)
     memo.keep(FILE, key(job, placement, sample), tokens)
-    return Choice(tokens, f"measured ({told(found)} tokens/s)"), engine
+    return Choice(tokens, f"measured, speed {told(found)}"), engine
 
 
 def smallest_near_best(found: Mapping[int, float]) -> int:
     """Of the budgets that are as good as the best: nobody can tell them apart."""
     best = min(found.values())
-    return min(budget for budget, seconds in found.items() if seconds <= best * NEAR)
+    return min(budget for budget, cost in found.items() if cost <= best * NEAR)
 
 
 def told(found: Mapping[int, float]) -> str:
-    """ "512: 5,403, 1,024: 5,753"."""
-    return ", ".join(f"{budget:,}: {1 / found[budget]:,.0f}" for budget in sorted(found))
+    """The speed at each budget, of the best one."""
+    best = min(found.values())
+    return ", ".join(f"{best / found[budget]:.0%} at {budget:,}" for budget in sorted(found))
 
 
 # --------------------------------------------------------------------------- what is compared
@@ -173,6 +176,7 @@ def within_memory(job: Job, placement: Placement) -> list[int]:
 
 def laps(job: Job, engine: LocalEngine, sample: Sample, check: Check) -> RunLap:
     """Runs batches of the sample. A lap raises `RowError` and `OutOfMemory`."""
+    meter = time.process_time if engine.placement.on_cpu else time.perf_counter
 
     @cache
     def plan(budget: int) -> tuple[Batch, ...]:
@@ -183,11 +187,11 @@ def laps(job: Job, engine: LocalEngine, sample: Sample, check: Check) -> RunLap:
         batch = at(plan(budget), place)
         rows = job.work(batch, job.settings(budget)).passes[0]
         inputs = engine.collate(rows)
-        start = time.perf_counter()
+        start, before = time.perf_counter(), meter()
         engine.forward(rows, inputs)
         engine.finish()
-        seconds = time.perf_counter() - start
-        return Lap(sum(map(job.measure, rows)), seconds)
+        cost, seconds = meter() - before, time.perf_counter() - start
+        return Lap(sum(map(job.measure, rows)), seconds, cost)
 
     return lap
 
@@ -203,31 +207,34 @@ def at(batches: Sequence[Batch], place: float) -> Batch:
 
 
 def race(budgets: Sequence[int], lap: RunLap, tokens: int) -> dict[int, float]:
-    """Seconds a token of as many of the budgets as there is time for; none when it is too short.
+    """Cost of a token at as many of the budgets as there is time for; none when it is too short.
 
     The first of them is compared in any case: it is what would be taken without measuring.
     """
     lap(1, 1.0)  # the shortest row alone: weights that are mapped come to memory
-    rate = _rate(lap(1, 1.0))
+    rate = pace(lap(1, 1.0))
     least = min(budgets)
     if least * rate > allowed(rate, tokens):
         return {}
     opening = lap(least, PLACES[0])
-    rate, spent = _rate(opening), opening.seconds
-    field = affordable(budgets, rate, allowed(rate, tokens) - spent)
+    rate, spent = pace(opening), opening.seconds
+    most = allowed(rate, tokens)
+    field = affordable(budgets, rate, most - spent)
     rounds: list[dict[int, float]] = []
     while len(field) > 1 and len(rounds) < MOST_ROUNDS:
-        if len(rounds) >= ROUNDS and spent + sum(field) * rate > allowed(rate, tokens):
+        if len(rounds) >= ROUNDS and spent + sum(field) * rate > most:
             break
         taken: dict[int, float] = {}
         for budget in field:
+            if len(rounds) < ROUNDS and spent > most:  # the machine is slower than it was
+                return {}
             try:
                 ran = lap(budget, PLACES[len(rounds) % len(PLACES)])
             except OutOfMemory:
                 field = [other for other in field if other < budget]
                 break
             spent += ran.seconds
-            taken[budget] = _rate(ran)
+            taken[budget] = ran.cost / max(ran.tokens, 1)
         rounds.append(taken)
     return averaged(field, rounds) if budgets[0] in field else {}
 
@@ -249,16 +256,17 @@ def affordable(budgets: Sequence[int], rate: float, seconds: float) -> list[int]
 
 
 def averaged(field: Sequence[int], rounds: Sequence[Mapping[int, float]]) -> dict[int, float]:
-    """Seconds a token over all places: at each the median of its laps."""
+    """Cost of a token over all places: at each the median of its laps."""
     found = {}
     for budget in field:
-        seconds = [taken[budget] for taken in rounds if budget in taken]
-        places = [seconds[place :: len(PLACES)] for place in range(len(PLACES))]
+        costs = [taken[budget] for taken in rounds if budget in taken]
+        places = [costs[place :: len(PLACES)] for place in range(len(PLACES))]
         found[budget] = statistics.mean(statistics.median(laps) for laps in places if laps)
     return found
 
 
-def _rate(lap: Lap) -> float:
+def pace(lap: Lap) -> float:
+    """Seconds a token."""
     return lap.seconds / max(lap.tokens, 1)
 
 

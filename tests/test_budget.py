@@ -36,7 +36,7 @@ class Machine:
         tokens = max(tokens, 30)
         seconds = self.seconds.get(tokens, max(self.seconds.values())) * tokens
         self.ran.append((tokens, seconds))
-        return Lap(tokens, seconds)
+        return Lap(tokens, seconds, seconds)
 
 
 def raced(seconds, tokens=PLENTY, most=PLENTY):
@@ -121,7 +121,7 @@ def forecast(data, output):
 def test_a_run_measures_says_so_and_the_next_one_remembers(large, tmp_path, monkeypatch):
     assert forecast(large, tmp_path / "a") == (1024, "the usual number, a run would measure first")
     measured = start(large, tmp_path / "a")
-    assert measured.why.startswith("measured (256: ")
+    assert measured.why.startswith("measured, speed ")
     monkeypatch.setattr(budget, "race", None)
     assert start(large, tmp_path / "b").tokens == measured.tokens
     assert "when it was measured" in forecast(large, tmp_path / "c").why
