@@ -51,7 +51,7 @@ def nodes(session: nox.Session) -> None:
 def faults(session: nox.Session) -> None:
     """Disks that fail, processes that are killed, what came of it: Linux, best as root; long."""
     install(session, "tests")
-    words = session.posargs or ["tests/faults", "tests/test_kill.py", "tests/remote"]
+    words = session.posargs or ["-n", "2", "tests/faults", "tests/test_kill.py", "tests/remote"]
     session.run("pytest", *words, env={"MGEN_TEST_FAULTS": "1", "OMP_NUM_THREADS": "1"})
 
 

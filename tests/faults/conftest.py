@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 import toy
@@ -30,6 +31,18 @@ def source(tmp_path_factory: pytest.TempPathFactory, catalog: Catalog) -> tiny.S
 def tally() -> Tally:
     """Counts what came of faults."""
     return TALLY
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """One of several processes tells the first what it has counted."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["faults"] = TALLY.plain()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """The first one hears it."""
+    TALLY.add(getattr(node, "workeroutput", {}).get("faults", {}))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

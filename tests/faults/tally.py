@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import perf_counter  # as it is, where a test bends that of `time`
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -39,6 +40,19 @@ class Tally:
         yield Check(tries)
         tries.seconds.append(perf_counter() - start)
 
+    def plain(self) -> dict[str, dict[str, Any]]:
+        """What came of faults here, for the process that shows the table."""
+        return {fault: asdict(tries) for fault, tries in self.faults.items()}
+
+    def add(self, plain: Mapping[str, Mapping[str, Any]]) -> None:
+        """What came of faults in another process."""
+        for fault, told in plain.items():
+            tries = self.faults[fault]
+            tries.seconds += told["seconds"]
+            tries.lost += told["lost"]
+            tries.doubled += told["doubled"]
+            tries.wrong += told["wrong"]
+
     def lines(self) -> list[str]:
         """The table: of the seconds, the median."""
         cells = [HEADER]
@@ -65,12 +79,11 @@ class Check:
     def same(self, merged: Path, expected: bytes) -> None:
         """The very same bytes; else counts the rows that are lost, doubled or other ones."""
         if merged.read_bytes() != expected:
-            self.same_rows(merged, expected)
+            self._same_rows(merged, expected)
             self.tries.wrong += 1
             raise AssertionError("the same rows, and other bytes")
 
-    def same_rows(self, merged: Path, expected: bytes) -> None:
-        """The same rows; what the file's metadata tells of the run may differ."""
+    def _same_rows(self, merged: Path, expected: bytes) -> None:
         found = merged.read_bytes()
         before, after = (pq.read_table(pa.BufferReader(data)) for data in (expected, found))
         counted = Counter(after["row"].to_pylist())
