@@ -37,9 +37,10 @@ Place = Annotated[Path, _Placed()]
 class RunConfig:
     """A run. Field names are the command line's, and the keys of a `--config` file.
 
-    `ckpt` is a fine-tuned model's file, `weights` then those of its base; `lora` has r, alpha and
-    rslora of its training. `options` are the `--option key=value` of the backbone, the reader and
-    the task together. `keep` names columns of the input that the result has, too.
+    `ckpt` is a fine-tuned model's file, `weights` then those of its base; `lora` has r, alpha,
+    rslora, target_modules and modules_to_save of its training. `options` are the `--option
+    key=value` of the backbone, the reader and the task together. `keep` names columns of the input
+    that the result has, too.
     """
 
     task: str
