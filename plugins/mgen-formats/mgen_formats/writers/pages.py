@@ -136,7 +136,7 @@ def _numbers(of: Vectors, column: pa.Array) -> memoryview | None:
         return None
     width = of.leaf.bit_width // 8
     start = found.offset * width
-    data = memoryview(found.buffers()[1] or b"").cast("B").toreadonly()
+    data = memoryview(found.buffers()[1] or b"").cast("B")
     return data[start : start + len(found) * width]
 
 
