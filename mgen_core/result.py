@@ -166,7 +166,7 @@ def behind(file: BinaryIO, write: storage.Write) -> None:
 
 
 class _Queued(io.RawIOBase):
-    """Large buffers of Arrow, in which nobody writes, are handed on as they are, all else copied."""
+    """Large buffers of Arrow, in which nobody writes, are handed on; all else is copied."""
 
     def __init__(self, thread: Behind[memoryview]) -> None:
         self._thread = thread
