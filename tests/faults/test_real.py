@@ -215,7 +215,7 @@ def test_a_full_disk(tmp_path, whole, tally, said, monkeypatch):
         run = tmp_path / "disk/run"
         monkeypatch.setattr(storage, "free_bytes", lambda path: 2**40)  # it fills up later on
         needed = sum(path.stat().st_size for path in whole.run.rglob("*") if path.is_file()) // 1024
-        for kilobytes in range(8, 4 * needed, 4):
+        for kilobytes in range(8, 16 * needed, 4):
             shutil.rmtree(run, ignore_errors=True)
             remount(f"size={kilobytes}k")
             said.unlink(missing_ok=True)
@@ -227,7 +227,7 @@ def test_a_full_disk(tmp_path, whole, tally, said, monkeypatch):
             no_traceback(said)
             kept = tiny.acknowledged(run)
             assert tiny.temporaries(run.parent) == []
-            remount(f"size={8 * needed}k")
+            remount("size=64m")  # how many parts there are depends on how fast they are written
             with tally.recovering("full disk") as check:
                 finish(whole, run, said)
                 check.same(merged(run), whole.merged)
