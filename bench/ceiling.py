@@ -6,9 +6,11 @@
 The ceiling is mgen's own model and batches in a process of its own: tokenised and collated before
 the clock starts, forward passes only, nothing pooled or kept, with the token budget that was the
 fastest of a few on batches of the same rows. It and `mgen embed`, with settings as they are by
-default, take turns. `beside start-up` leaves out of mgen's time what a run of one row takes more
-than its pass. The last lines are that start-up: one row and ten against `import torch` and the
-pass. On a machine with other work, processor time tells more than the clock.
+default, take turns; mgen remembers no budget, so every run that is long enough measures its own.
+
+`beside start-up` leaves out of mgen's time what a run of one row takes more than its pass. The
+last lines are that start-up: one row and ten against `import torch` and the pass. On a machine
+with other work, processor time with one thread tells more than the clock.
 """
 
 from __future__ import annotations
@@ -216,8 +218,9 @@ def embed(model: Model, weights: Path, fasta: Path, folder: Path, *words: str) -
     run = folder / "run"
     settings: list[str | Path] = ["--backbone", model.name, "--weights", weights]
     settings += ["--too-long", "truncate", "--output", run]
-    found = mgen("embed", fasta, *settings, *words)
+    found = mgen("embed", fasta, *settings, *words, MGEN_CACHE=str(folder / "cache"))
     shutil.rmtree(run)
+    shutil.rmtree(folder / "cache", ignore_errors=True)
     return found
 
 

@@ -169,7 +169,10 @@ def by_mgen(weights: Path, fasta: Path, output: Path) -> dict[str, Contender]:
     run, merged = output / "run", output / "merged.parquet"
     output.mkdir()
     words = ("--weights", weights, "--too-long", "truncate", "--pool", "mean", "--output", run)
-    embed = mgen("embed", fasta, "--backbone", f"esm2_{SIZE}", *words)
+    # Nothing remembered from earlier runs: the others remember nothing either.
+    cache = output.with_name("cache")
+    embed = mgen("embed", fasta, "--backbone", f"esm2_{SIZE}", *words, MGEN_CACHE=str(cache))
+    shutil.rmtree(cache, ignore_errors=True)
     written = size_of(output)
     both = embed + mgen("merge", run, "--to", merged)
     column = mgen_core.read(run, columns=["embedding"])["embedding"].combine_chunks()
