@@ -12,6 +12,10 @@ nox.options.sessions = ["lint", "types", "tests"]
 
 PLUGINS = sorted(str(path.parent) for path in Path("plugins").glob("*/pyproject.toml"))
 PACKAGES = [str(path.parent) for path in Path("plugins").glob("*/*/plugin.py")]
+# The programs among what lies in bench: those that their first lines say how to start.
+BENCHES = sorted(
+    path.stem for path in Path("bench").glob("*.py") if "nox -s bench -- " in path.read_text()
+)
 
 
 def install(session: nox.Session, *groups: str) -> None:
@@ -85,7 +89,5 @@ def types(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """The benchmarks that are named: `nox -s bench -- genbio`."""
     install(session, "tests")
-    for name in session.posargs or session.error(
-        "name one: budget, ceiling, genbio, loading, long_input, merge, peers, scaling, zero3"
-    ):
+    for name in session.posargs or session.error(f"name one: {', '.join(BENCHES)}"):
         session.run("python", f"bench/{name}.py")
