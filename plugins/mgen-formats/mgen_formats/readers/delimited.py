@@ -284,23 +284,31 @@ class _OnDemand(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         self._wanted.wait()
         # Always as much as is asked for: Arrow takes a row that lies in three blocks for too long.
-        while self._tail and len(self._held) < size and not self._over:
-            block = self._stream.read(size)
-            self._held += self._text(block, final=len(block) < size)
-            if len(block) < size:
-                self._held, self._tail = self._held + self._tail, b""
-        if self._over or not self._held:
+        found, length = [self._held], len(self._held)
+        while self._tail and length < size and not self._over:
+            # In small pieces: a byte may become sixteen.
+            block = self._stream.read(min(size - length, BLOCKS[0]))
+            found.append(self._text(block, final=not block))
+            if not block:
+                found.append(self._tail)
+                self._tail = b""
+            length += len(found[-1])
+        whole = b"".join(found)
+        if self._over or not whole:
             self._ended.set()
             return b""
-        block, self._held = self._held[:size], self._held[size:]
-        return block
+        self._held = whole[size:]
+        return whole[:size]
 
     def _text(self, block: bytes, final: bool) -> bytes:
         if block.isascii() and not self._decoder.getstate()[0]:
             return block
-        text, count = _half_characters.subn(BROKEN, self._decoder.decode(block, final))
-        self.broken = self.broken or count > 0
-        return text.encode()
+        text = self._decoder.decode(block, final)
+        try:
+            return text.encode()
+        except UnicodeEncodeError:
+            self.broken = True
+            return _half_characters.sub(BROKEN, text).encode()
 
     @contextlib.contextmanager
     def asked(self) -> Iterator[None]:
