@@ -195,6 +195,15 @@ def test_all_that_is_in_a_file_stays_as_it_is(h5ad: Callable[..., Path]) -> None
         assert "model_score" in file["obs"].attrs["column-order"]
 
 
+def test_a_second_merge_leaves_no_reasons_of_the_first(h5ad: Callable[..., Path]) -> None:
+    first = added(h5ad(np.eye(4), NAMES[:4], ids=list("abcd")), result(["a", "b"]))
+    second = added(first, result(list("abcd")), to=first.with_name("second.h5ad"))
+    with h5py.File(first) as before, h5py.File(second) as after:
+        assert list(before["obs"].attrs["column-order"]) == ["model_error"]
+        assert not len(after["obs"].attrs["column-order"]) and "model_error" not in after["obs"]
+        assert np.isfinite(after["obsm/X_model"][:]).all()
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.permutations(range(9)), st.integers(0, 9), st.integers(1, 4))
 def test_cells_are_found_by_name_whatever_their_order(

@@ -31,6 +31,7 @@ from .layout import FLOATS, Layout, layout_of, nan_of, tell, told
 ROW, ID, ERROR = "row", "id", "error"
 NOT_RUN = "not in the run"
 START = "embedding"
+ORDER = "column-order"
 
 
 def add_into(
@@ -61,6 +62,7 @@ def add_into(
                 column.add(found, places, table[column.layout.field.name])
         if not cells.taken.all():
             _error_of(columns, backbone, cells).tell_missing(~cells.taken)
+        _forget(found["obs"], f"{backbone}_{ERROR}")  # this run may have none
         for column in columns:
             column.close(found)
         group, name = _place(found, f"uns/mgen/{backbone}")
@@ -174,7 +176,7 @@ class OfObs(Added):
             column = add_group(group, name, f"nullable-{kind}")
             add_array(column, "values", data=self.values)
             add_array(column, "mask", data=~self.known)
-        _list_column(found, name)
+        _list_column(found["obs"], name)
 
 
 class TextsOfObs(Added):
@@ -196,7 +198,7 @@ class TextsOfObs(Added):
     def close(self, found: h5py.File) -> None:
         group, name = _place(found, self.place)
         add_categories(group, name, self.codes, list(self.texts))
-        _list_column(found, name)
+        _list_column(found["obs"], name)
 
 
 def make_added(layout: Layout, backbone: str) -> Added:
@@ -233,11 +235,19 @@ def _place(found: h5py.File, path: str) -> tuple[h5py.Group, str]:
     return group, name
 
 
-def _list_column(found: h5py.File, name: str) -> None:
+def _list_column(obs: h5py.Group, name: str) -> None:
     """AnnData reads the columns of a table that are listed."""
-    order = [str(known) for known in found["obs"].attrs.get("column-order", ())]
+    order = [str(known) for known in obs.attrs.get(ORDER, ())]
     if name not in order:
-        found["obs"].attrs["column-order"] = np.array([*order, name], dtype=TEXT)
+        obs.attrs[ORDER] = np.array([*order, name], dtype=TEXT)
+
+
+def _forget(obs: h5py.Group, name: str) -> None:
+    """Remove a column."""
+    if name in obs:
+        del obs[name]
+        order = [str(known) for known in obs.attrs.get(ORDER, ()) if str(known) != name]
+        obs.attrs[ORDER] = np.array(order, dtype=TEXT)
 
 
 def _runs(places: Array) -> Iterator[tuple[int, int]]:
