@@ -313,7 +313,7 @@ def _told(entry: Entry) -> tuple[Any, ...]:
 
 
 def _plain(value: Any) -> Any:
-    """A value as text, numbers and bytes, the same whenever it is read.
+    """A value as text, numbers and digests, the same whenever it is read.
 
     Of what has none of these, its type alone.
     """
@@ -326,7 +326,8 @@ def _plain(value: Any) -> Any:
     with contextlib.suppress(TypeError, ValueError):
         view = memoryview(value)
         if "O" not in view.format:  # of objects these are addresses
-            return view.tobytes()
+            # Not as they are: their text would be several times as long.
+            return hashlib.sha256(view if view.c_contiguous else view.tobytes()).digest()
     return type(value).__name__
 
 
