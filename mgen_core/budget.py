@@ -236,7 +236,8 @@ def race(budgets: Sequence[int], lap: RunLap, tokens: int) -> dict[int, float]:
             spent += ran.seconds
             taken[budget] = ran.cost / max(ran.tokens, 1)
         rounds.append(taken)
-    return averaged(field, rounds) if budgets[0] in field else {}
+    compared = len(field) > 1 and budgets[0] in field
+    return averaged(field, rounds) if compared else {}
 
 
 def allowed(rate: float, tokens: int) -> float:
@@ -245,13 +246,12 @@ def allowed(rate: float, tokens: int) -> float:
 
 
 def affordable(budgets: Sequence[int], rate: float, seconds: float) -> list[int]:
-    """As many of the budgets as can be run often enough, the first of them or none."""
+    """As many of the budgets, in their order, as can be run often enough."""
     field: list[int] = []
     for budget in budgets:
-        if ROUNDS * (sum(field) + budget) * rate <= seconds:
-            field.append(budget)
-        elif not field:
-            return []
+        if ROUNDS * (sum(field) + budget) * rate > seconds:
+            break
+        field.append(budget)
     return field
 
 

@@ -70,6 +70,11 @@ def test_what_does_not_fit_the_memory_is_out_of_the_race():
     assert smallest_near_best(found) == 2048
 
 
+def test_a_budget_alone_is_no_comparison():
+    assert raced(dict.fromkeys(BUDGETS, 1.8e-3))[0] == {}  # no time for a second one
+    assert raced(dict.fromkeys(BUDGETS, 1.0))[0] == {}
+
+
 def test_without_memory_for_what_is_usual_nothing_is_chosen():
     assert raced(dict.fromkeys(BUDGETS, 1e-5), most=512)[0] == {}
 
@@ -99,7 +104,7 @@ class Told(Screen):
 def large(tmp_path, monkeypatch):
     """A table large enough to be measured on, and where measurements are remembered."""
     monkeypatch.setenv("MGEN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(budget, "SHARE", 10.0)
+    monkeypatch.setattr(budget, "SHARE", 1000.0)
     return toy.write_csv(tmp_path / "in.csv", ["ACDEFGH" * (1 + n % 9) for n in range(60)])
 
 
@@ -120,14 +125,19 @@ def forecast(data, output):
 
 def test_a_run_measures_says_so_and_the_next_one_remembers(large, tmp_path, monkeypatch):
     assert forecast(large, tmp_path / "a") == (1024, "the usual number, a run would measure first")
-    measured = start(large, tmp_path / "a")
-    assert measured.why.startswith("measured, speed ")
+    monkeypatch.setattr(budget, "race", lambda *_: {1024: 2.0, 512: 1.0})
+    assert start(large, tmp_path / "a") == (512, "measured, speed 100% at 512, 50% at 1,024")
     monkeypatch.setattr(budget, "race", None)
-    assert start(large, tmp_path / "b").tokens == measured.tokens
+    assert start(large, tmp_path / "b").tokens == 512
     assert "when it was measured" in forecast(large, tmp_path / "c").why
 
 
-def test_what_was_measured_for_long_rows_is_not_used_for_short_ones(large, tmp_path):
+def test_a_real_race_ends_with_a_budget_and_every_row(large, tmp_path):
+    assert start(large, tmp_path / "run").tokens in BUDGETS
+
+
+def test_what_was_measured_for_long_rows_is_not_used_for_short_ones(large, tmp_path, monkeypatch):
+    monkeypatch.setattr(budget, "race", lambda *_: {1024: 2.0, 512: 1.0})
     start(large, tmp_path / "a")
     short = toy.write_csv(tmp_path / "short.csv", list(map("".join, product("ACDEFGH", repeat=3))))
     assert start(short, tmp_path / "b").why.startswith("measured")
