@@ -1,5 +1,6 @@
 """A run leaves every row exactly once, goes on where it stopped, and refuses to mix runs."""
 
+import dataclasses
 import json
 import random
 
@@ -160,6 +161,16 @@ def test_another_run_in_the_same_folder_is_refused(tmp_path, change, told):
     assert merged(tmp_path / "run").equals(whole)
     start(data, tmp_path / "run", overwrite=True, **change)
     assert merged(tmp_path / "run").num_rows == 20
+
+
+@pytest.mark.parametrize("key", ["weights", "precision"])
+def test_another_model_in_the_same_folder_is_refused(tmp_path, monkeypatch, key):
+    data = toy.write_csv(tmp_path / "in.csv", sequences(20))
+    start(data, tmp_path / "run", precision="fp32")
+    if key == "weights":  # of a model without any, its seed
+        monkeypatch.setattr(toy, "CARD", dataclasses.replace(toy.CARD, seed=1))
+    with pytest.raises(RunError, match=f"holds another run .{key} (has changed|was .fp32., now)"):
+        start(data, tmp_path / "run", precision="bf16" if key == "precision" else "fp32")
 
 
 def test_a_changed_input_is_refused(tmp_path):
