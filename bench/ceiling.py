@@ -210,7 +210,8 @@ def measure(model: Model, most: int | None, rounds: int, folder: Path) -> None:
         )
     print(START_HEADER)
     tell_start(1, first)
-    tell_start(10, started(model, weights, found[:10], budget, rounds, folder))
+    few = found[:10]
+    tell_start(len(few), started(model, weights, few, budget, rounds, folder))
 
 
 def embed(model: Model, weights: Path, fasta: Path, folder: Path, *words: str) -> Took:
