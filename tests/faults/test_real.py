@@ -109,6 +109,10 @@ def test_killed_with_two_ranks(tmp_path, whole, tally, victim):
             else:
                 os.kill(DRAW.choice(ranks_of(group.pid)), signal.SIGKILL)
         group.wait(timeout=120)
+        with contextlib.suppress(ProcessLookupError):  # its ranks may take longer to be gone
+            while victim == "all":
+                os.killpg(group.pid, 0)
+                time.sleep(0.001)
         kept = tiny.acknowledged(run)
         with tally.recovering(f"--devices 2, SIGKILL of {victim}") as check:
             subprocess.run(start, stderr=subprocess.DEVNULL, check=True)
@@ -417,7 +421,8 @@ def test_an_input_written_to_while_it_is_read(tmp_path, whole, tally, said):
         data.write_bytes(before)
         with tally.recovering("input written to while it is read") as check:
             if mgen(embed(data, run), said):  # the other input was there from the start
-                assert "input has changed" in said.read_text()
+                told = said.read_text()
+                assert "input has changed" in told or "its plan differs" in told, told
                 assert mgen(embed(data, run, "--overwrite"), said) == 0
             assert mgen(merge(run), said) == 0
             check.same(merged(run), whole.merged)
