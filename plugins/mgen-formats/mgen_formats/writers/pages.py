@@ -130,14 +130,27 @@ def page(of: Vectors, column: pa.ChunkedArray) -> Page | None:
 
 def _numbers(of: Vectors, column: pa.Array) -> memoryview | None:
     """The bytes of all numbers; None where one is null."""
-    held = column.flatten() if of.ragged else column.drop_null()
-    found = held.flatten()
-    if held.null_count or found.null_count:
+    held = inner(column) if of.ragged else column
+    if of.ragged and held.null_count:
+        return None
+    found = inner(held)
+    if found.null_count:
         return None
     width = of.leaf.bit_width // 8
     start = found.offset * width
     data = memoryview(found.buffers()[1] or b"").cast("B")
     return data[start : start + len(found) * width]
+
+
+def inner(lists: pa.Array) -> pa.Array:
+    """What is in the lists, end to end; Arrow's own `flatten` imports much for one call."""
+    if lists.null_count or not len(lists):
+        return lists.flatten()
+    if pa.types.is_list(lists.type):
+        ends = np.frombuffer(lists.buffers()[1], np.int32)[lists.offset :]
+        return lists.values[ends[0] : ends[len(lists)]]
+    size = lists.type.list_size
+    return lists.values[lists.offset * size : (lists.offset + len(lists)) * size]
 
 
 def _units(of: Vectors, column: pa.Array) -> tuple[Array, Array]:

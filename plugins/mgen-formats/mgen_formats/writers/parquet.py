@@ -15,7 +15,7 @@ from mgen_core import Writer
 from .arrays import Array
 from .intact import intact
 from .kind import refuse_bfloat16
-from .pages import vectors
+from .pages import inner, vectors
 from .rowgroups import RowGroups, read_row_group
 
 # Of a row group, before compression. Encoding it takes several times as much memory.
@@ -114,7 +114,7 @@ def _first(array: pa.Array, most: int) -> Array:
     """The first numbers in a column of lists."""
     while pa.types.is_nested(array.type):
         size = array.type.list_size if pa.types.is_fixed_size_list(array.type) else 1
-        array = array[: -(-most // max(size, 1))].flatten()
+        array = inner(array[: -(-most // max(size, 1))])
     if not len(array):
         return np.zeros(0)
     # From the buffer, as `_offsets`.
