@@ -67,7 +67,19 @@ def onednn_wins(dtype: torch.dtype) -> bool:
     """Whether oneDNN multiplies matrices of this type faster than PyTorch does by itself."""
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
+    if not _multiplies(dtype):
+        return False
     if dtype == torch.bfloat16:  # PyTorch takes oneDNN anyway: what is saved is the activation
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     avx512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
     return dtype == torch.float32 and avx512 and "Intel" not in processor()
+
+
+def _multiplies(dtype: torch.dtype) -> bool:
+    """Whether this PyTorch has the operator as it is used here: it is none of the public ones."""
+    ones = torch.ones(2, 2, dtype=dtype, device="cpu")
+    try:
+        found = torch.ops.mkldnn._linear_pointwise(ones, ones, None, "none", [], "")
+    except (AttributeError, RuntimeError):
+        return False
+    return torch.equal(found, ones + ones)
