@@ -87,7 +87,6 @@ def ordered(
                 loader.fill()
                 told(first + round(rows * end))
             del window
-            #pa.default_memory_pool().release_unused()
             loader.release()
             told(first + rows)
 
