@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from layouts import esm2_folder
 from torch import nn
 
-from mgen_core import Backbone, BackboneCard, BackboneOptions, MgenError, Want, WeightsError
+from mgen_core import (
+    Backbone,
+    BackboneCard,
+    BackboneOptions,
+    MgenError,
+    PluginError,
+    Want,
+    WeightsError,
+)
 from mgen_core.api import open_backbone
 from mgen_core.catalog import discover
 from mgen_core.checkpoint import open_checkpoint
@@ -361,7 +369,7 @@ def test_a_backbone_that_cannot_be_built_without_its_weights():
     assert measure_model(away, LAST, torch.float32) == ModelSize(320, 1280, 0, 40, 40, False)
     with pytest.raises(WeightsError, match="only its weights tell how large small is"):
         measure_model(Small(no_config, weights=("org/name",)), LAST, torch.float32)
-    with pytest.raises(AttributeError):  # a bug, not a lack of weights
+    with pytest.raises(PluginError, match="AttributeError: config"):  # not a lack of weights
         measure_model(Small(no_config, parameters=320), LAST, torch.float32)
 
 
