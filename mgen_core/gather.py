@@ -58,12 +58,13 @@ class Gather:
 
     def _copied(self, field: pa.Field, of: Indices, places: Indices) -> pa.Array:
         """A wide column."""
-        found, vector = self.wide[field.name], _vector_bytes(field.type)
+        found, ragged = self.wide[field.name], pa.types.is_list(field.type)
+        vector = value_bytes(field.type.value_type if ragged else field.type)
         starts, stops = np.zeros_like(places), np.zeros_like(places)
         for number in np.unique(of).tolist():
             here = np.flatnonzero(of == number)
             if number == len(found):  # a null vector takes the room of one
-                stops[here] = 0 if pa.types.is_list(field.type) else vector
+                stops[here] = 0 if ragged else vector
             else:
                 starts[here] = found[number].bounds[places[here]]
                 stops[here] = found[number].bounds[places[here] + 1]
@@ -101,7 +102,7 @@ def lying(column: pa.Array) -> Lying | None:
         inner = column.flatten()
     if column.null_count or not pa.types.is_fixed_size_list(inner.type):
         return None
-    size = _vector_bytes(inner.type)
+    size = value_bytes(inner.type)
     while pa.types.is_fixed_size_list(inner.type):
         if inner.null_count:
             return None
@@ -130,10 +131,8 @@ def _vectors(of: pa.DataType, data: pa.Buffer, mask: pa.Array | None = None) -> 
     return pa.FixedSizeListArray.from_arrays(_vectors(of.value_type, data), type=of, mask=mask)
 
 
-def _vector_bytes(of: pa.DataType) -> int:
-    """Of a vector in a column of those, or of lists of those."""
-    if pa.types.is_list(of):
-        return _vector_bytes(of.value_type)
+def value_bytes(of: pa.DataType) -> int:
+    """Bytes of a value of this type; 8 of what has no fixed size."""
     if pa.types.is_fixed_size_list(of):
-        return int(of.list_size) * _vector_bytes(of.value_type)
-    return int(of.bit_width) // 8 if pa.types.is_primitive(of) else 0
+        return int(of.list_size) * value_bytes(of.value_type)
+    return max(of.bit_width // 8, 1) if pa.types.is_primitive(of) else 8

@@ -20,7 +20,7 @@ from .api import Writer
 from .aside import Failures, set_aside
 from .columns import ERROR, ROW, null_rows
 from .errors import RunError
-from .gather import gather
+from .gather import gather, value_bytes
 from .manifest import Done, Manifest
 from .parts import open_part, read_part
 from .plan import Failure
@@ -205,16 +205,19 @@ def emptied(pieces: deque[Piece]) -> Iterator[pa.Table]:
 def chunks(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
     """The same rows in tables of one chunk; thousands of parts do not make thousands of them."""
     held: list[pa.Table] = []
+    size = 0
     for table in tables:
         for batch in table.to_batches():
-            one = pa.Table.from_batches([batch])
-            if one.nbytes >= CHUNK_BYTES:
+            one, more = pa.Table.from_batches([batch]), batch.nbytes
+            if more >= CHUNK_BYTES:
                 yield one
-            elif len(one):
+                continue
+            if len(one):
                 held.append(one)
-                if sum(some.nbytes for some in held) >= CHUNK_BYTES:
-                    yield pa.concat_tables(held).combine_chunks()
-                    held = []
+                size += more
+            if size >= CHUNK_BYTES:
+                yield pa.concat_tables(held).combine_chunks()
+                held, size = [], 0
     if held:
         yield pa.concat_tables(held).combine_chunks()
 
@@ -274,10 +277,4 @@ def _whole(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 def width(schema: pa.Schema) -> int:
     """Bytes of a row, not counting what has no fixed size."""
-    return sum(_width(field.type) for field in schema)
-
-
-def _width(of: pa.DataType) -> int:
-    if pa.types.is_fixed_size_list(of):
-        return int(of.list_size) * _width(of.value_type)
-    return max(of.bit_width // 8, 1) if pa.types.is_primitive(of) else 8
+    return sum(value_bytes(field.type) for field in schema)

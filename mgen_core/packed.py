@@ -7,16 +7,17 @@ is plain numbers on the CPU: no layer waits for the device.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .api import Activations, Inputs
+
 # (rows, length) of each block of equal rows.
 Spans = tuple[tuple[int, int], ...]
-
 
 PAD = b"\0"
 
@@ -61,3 +62,22 @@ def unpack(stream: Tensor, slots: Tensor | None, rows: int, width: int) -> Tenso
         return stream.view(rows, width, -1)
     padded = stream.new_zeros(rows * width, stream.shape[-1])
     return padded.index_copy_(0, slots, stream).view(rows, width, -1)
+
+
+def unpacked(
+    inputs: Inputs,
+    streams: Mapping[int, Tensor],
+    logits: Tensor | None = None,
+    tokens: Tensor | None = None,
+) -> Activations:
+    """What a backbone gives of packed rows: layers (T, H) and logits (T, V), each as (B, L, ...).
+
+    `inputs` has what `pack` gave; `tokens` is `Activations.tokens`.
+    """
+    mask: Tensor = inputs["mask"]
+
+    def padded(stream: Tensor) -> Tensor:
+        return unpack(stream, inputs["slots"], *mask.shape)
+
+    hidden = {number: padded(stream) for number, stream in streams.items()}
+    return Activations(hidden, mask, None if logits is None else padded(logits), tokens)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from mgen_core import Activations, BackboneCard, Inputs, Want, WeightsError
-from mgen_core.packed import unpack
+from mgen_core.packed import unpacked
 
 from .config import Config, Family, parse
 from .encoder import Encoder, Form
@@ -127,15 +127,7 @@ class EncoderBackbone(Sequences):
 
     def forward(self, module: nn.Module, inputs: Inputs, want: Want) -> Activations:
         streams, logits = module(inputs, want.layers, want.logits)
-        mask = cast(Tensor, inputs["mask"])
-
-        def padded(stream: Tensor) -> Tensor:
-            return unpack(stream, inputs["slots"], *mask.shape)
-
-        hidden = {number: padded(stream) for number, stream in streams.items()}
-        return Activations(
-            hidden, mask, None if logits is None else padded(logits), inputs.get("real")
-        )
+        return unpacked(inputs, streams, logits, inputs.get("real"))
 
 
 def output_names(config: Config) -> tuple[str, ...]:

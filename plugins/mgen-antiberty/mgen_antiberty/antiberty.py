@@ -11,7 +11,7 @@ from mgen_core import Activations, Backbone, Inputs, Row, Want
 from mgen_core.alphabet import Alphabet, hide
 from mgen_core.attention import mix
 from mgen_core.dense import activated
-from mgen_core.packed import Spans, pack, unpack
+from mgen_core.packed import Spans, pack, unpacked
 
 WIDTH, DEPTH, HEADS, INNER, POSITIONS, EPS = 512, 8, 8, 2048, 512, 1e-12
 
@@ -85,13 +85,7 @@ class AntiBERTy(Backbone):
 
     def forward(self, module: nn.Module, inputs: Inputs, want: Want) -> Activations:
         streams, logits = module(inputs, want)
-        mask: Tensor = inputs["mask"]
-
-        def padded(stream: Tensor) -> Tensor:
-            return unpack(stream, inputs["slots"], *mask.shape)
-
-        hidden = {number: padded(stream) for number, stream in streams.items()}
-        return Activations(hidden, mask, None if logits is None else padded(logits))
+        return unpacked(inputs, streams, logits)
 
 
 class Model(nn.Module):

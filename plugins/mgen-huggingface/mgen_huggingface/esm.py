@@ -25,7 +25,7 @@ from mgen_core import (
 )
 from mgen_core.alphabet import Alphabet, hide
 from mgen_core.attention import mix
-from mgen_core.packed import Spans, pack, unpack
+from mgen_core.packed import Spans, pack, unpacked
 from mgen_core.rotary import Rotation, frequencies, rotate, rotation
 
 SPECIAL = ("<cls>", "<pad>", "<eos>", "<unk>")
@@ -112,13 +112,7 @@ class EsmBackbone(Backbone):
 
     def forward(self, module: nn.Module, inputs: Inputs, want: Want) -> Activations:
         streams, logits = module(inputs, want)
-        mask: Tensor = inputs["mask"]
-
-        def padded(stream: Tensor) -> Tensor:
-            return unpack(stream, inputs["slots"], *mask.shape)
-
-        hidden = {number: padded(stream) for number, stream in streams.items()}
-        return Activations(hidden, mask, None if logits is None else padded(logits))
+        return unpacked(inputs, streams, logits)
 
 
 class Encoder(nn.Module):
