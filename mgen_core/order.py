@@ -87,6 +87,7 @@ def ordered(
                 loader.fill()
                 told(first + round(rows * end))
             del window
+            pa.default_memory_pool().release_unused()
             loader.release()
             told(first + rows)
 
