@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import tempfile
 import threading
 import time
@@ -23,6 +24,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch  # noqa: F401  # what a run has in memory anyway
+from processes import sizes
 
 from mgen_core.catalog import discover
 from mgen_core.config import make_config
@@ -42,9 +44,9 @@ def write_counts(path: Path, cells: int) -> None:
     with h5py.File(path, "w") as file:
         group = file.create_group("X")
         group.attrs.update({"encoding-type": "csr_matrix", "shape": (cells, GENES)})
-        sizes = {"shape": (cells * SEEN,), "chunks": (1 << 17,), "compression": "lzf"}
-        data = group.create_dataset("data", dtype="f4", **sizes)
-        places = group.create_dataset("indices", dtype="i4", **sizes)
+        layout = {"shape": (cells * SEEN,), "chunks": (1 << 17,), "compression": "lzf"}
+        data = group.create_dataset("data", dtype="f4", **layout)
+        places = group.create_dataset("indices", dtype="i4", **layout)
         group["indptr"] = np.arange(cells + 1, dtype=np.int64) * SEEN
         for first in range(0, cells, AT_ONCE):
             count = min(AT_ONCE, cells - first)
@@ -60,7 +62,7 @@ def write_counts(path: Path, cells: int) -> None:
 def write_model(folder: Path) -> None:
     """What is read of a model to plan: its sizes, and its genes."""
     folder.mkdir()
-    sizes = {
+    config = {
         "model_type": "cellfoundation",
         "hidden_size": 128,
         "num_hidden_layers": 6,
@@ -68,27 +70,20 @@ def write_model(folder: Path) -> None:
         "intermediate_size": 320,
         "max_position_embeddings": KNOWN,
     }
-    (folder / "config.json").write_text(json.dumps(sizes))
+    (folder / "config.json").write_text(json.dumps(config))
     names = "\n".join(f"var-{number}" for number in range(KNOWN))
     (folder / "OS_scRNA_gene_index.19264.tsv").write_text(names)
 
 
-def private() -> int:
-    """Bytes of this process that are no file's."""
-    status = Path("/proc/self/status").read_text()
-    line = next(line for line in status.splitlines() if line.startswith("RssAnon"))
-    return int(line.split()[1]) * 1024
-
-
 def measured(work: Callable[[], int]) -> str:
     """Rows, processor time and memory of a piece of work."""
-    start, before, over = private(), time.process_time(), threading.Event()
+    start, before, over = sizes(os.getpid())["RssAnon"], time.process_time(), threading.Event()
     peak = start
 
     def watch() -> None:
         nonlocal peak
         while not over.wait(PAUSE):
-            peak = max(peak, private())
+            peak = max(peak, sizes(os.getpid())["RssAnon"])
 
     watcher = threading.Thread(target=watch)
     watcher.start()

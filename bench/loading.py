@@ -14,7 +14,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -30,6 +29,7 @@ import torch
 from mgen_aido.config import parse
 from mgen_aido.families import RNABERT
 from mgen_aido.geometry import GEOMETRY
+from processes import sizes
 from safetensors.torch import save_file
 
 BACKBONE = "aido_rna_1b600m"
@@ -150,12 +150,6 @@ def started(folder: Path, backbone: str, *options: str) -> Start:
     child.returncode = -signal.SIGKILL
     shutil.rmtree(run)
     return Start(clock, used.ru_utime + used.ru_stime, peak, smaps)
-
-
-def sizes(process: int, file: str) -> dict[str, int]:
-    """Lines like `Rss: 12 kB` of a file of the kernel, in bytes."""
-    text = Path(f"/proc/{process}/{file}").read_text()
-    return {name: int(size) * 1024 for name, size in re.findall(r"^(\w+):\s+(\d+) kB", text, re.M)}
 
 
 if __name__ == "__main__":

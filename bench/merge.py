@@ -5,8 +5,8 @@
 
 The parts are made by mgen's own storage, writer and manifest, in batches that hold the rows of a
 window in no order, as a run leaves them. `cat` and merge take turns, each until its bytes are
-durable; figures are medians. `peak` is the most memory that is no file's, RssAnon of
-/proc/PID/status. TMPDIR chooses the disk; the larger shape needs 32 GB of it.
+durable; figures are medians. `peak` is the most memory that is no file's (RssAnon). TMPDIR chooses
+the disk; the larger shape needs 32 GB of it.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from processes import Took, clock, mgen
 
 from mgen_core import Row, WriterCard, storage
 from mgen_core.catalog import discover
@@ -40,7 +41,6 @@ from mgen_core.parts import Computed, write_parts
 from mgen_core.plan import Batch, Entry
 
 GB = 1e9
-PAUSE = 0.01  # seconds between two looks
 TOGETHER = 8  # batches that wait when a part is written
 MOST_DISK = 3.3  # times the numbers: parts, merged file, copy
 
@@ -88,17 +88,16 @@ def measure(shape: Shape, rows: int, folder: Path, rounds: int) -> None:
     run = folder / "run"
     files = make_run(shape, rows, run)
     size = sum(file.stat().st_size for file in files)
-    cats, merges, peaks = [], [], []
+    cats, merges = [], []
     for _ in range(rounds):
         cats.append(cat(files, folder / "copy"))
-        seconds, peak = merge(run, folder / "merged.parquet")
-        merges.append(seconds)
-        peaks.append(peak)
+        merges.append(merge(run, folder / "merged.parquet"))
         check(folder / "merged.parquet", rows)
-    slow, fast = statistics.median(merges), statistics.median(cats)
+    slow, fast = clock(merges), statistics.median(cats)
+    peak = max(one.private for one in merges)
     print(
         f"{shape.name:20} {size / GB:6.2f} {len(files):6} {fast:7.2f} {slow:8.2f} "
-        f"{fast / slow:6.2f} {max(peaks) / 1e6:8.0f}",
+        f"{fast / slow:6.2f} {peak / 1e6:8.0f}",
         flush=True,
     )
 
@@ -185,28 +184,11 @@ def cat(files: Sequence[Path], to: Path) -> float:
     return seconds
 
 
-def merge(run: Path, to: Path) -> tuple[float, int]:
-    """Seconds of the whole command, and the peak of its memory."""
+def merge(run: Path, to: Path) -> Took:
+    """The whole command."""
     to.unlink(missing_ok=True)
     os.sync()
-    start, peak = time.perf_counter(), 0
-    words = [sys.executable, "-m", "mgen_core", "merge", str(run), "--to", str(to)]
-    with subprocess.Popen(words, stdout=subprocess.DEVNULL) as process:
-        while process.poll() is None:
-            peak = max(peak, anonymous(process.pid))
-            time.sleep(PAUSE)
-        if process.returncode:
-            sys.exit("mgen merge failed")
-    return time.perf_counter() - start, peak
-
-
-def anonymous(pid: int) -> int:
-    """Bytes of memory that is no file's."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+    return mgen("merge", run, "--to", to)
 
 
 def check(path: Path, rows: int) -> None:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -18,7 +18,7 @@ MB = 1e6
 
 @dataclass(frozen=True)
 class Took:
-    """What a process and those that it started took; `said` is its standard output.
+    """What a process and those that it started took; what it `said` and `told`: its two outputs.
 
     - `private`: most bytes that are no file's (RssAnon) at any look, of all of them together;
     - `resident`: the same with the pages of mapped files (VmRSS).
@@ -29,6 +29,7 @@ class Took:
     private: int = 0
     resident: int = 0
     said: str = ""
+    told: str = ""
 
     def __add__(self, other: Took) -> Took:
         """One after the other."""
@@ -38,6 +39,7 @@ class Took:
             max(self.private, other.private),
             max(self.resident, other.resident),
             self.said + other.said,
+            self.told + other.told,
         )
 
 
@@ -50,17 +52,17 @@ def took(words: Sequence[str | Path], **environ: str) -> Took:
         )
         private = resident = 0
         while not (ended := os.wait4(child.pid, os.WNOHANG))[0]:
-            sizes = memory(child.pid)
-            private, resident = max(private, sizes[0]), max(resident, sizes[1])
+            now = memory(child.pid)
+            private, resident = max(private, now[0]), max(resident, now[1])
             time.sleep(PAUSE)
         clock = time.perf_counter() - begun
         child.returncode = os.waitstatus_to_exitcode(ended[1])
         said.seek(0)
+        told.seek(0)
         if child.returncode:
-            told.seek(0)
             sys.exit(f"{' '.join(map(str, words))}:\n{said.read()}{told.read()}")
-        used = ended[2]
-        return Took(clock, used.ru_utime + used.ru_stime, private, resident, said.read())
+        processor = ended[2].ru_utime + ended[2].ru_stime
+        return Took(clock, processor, private, resident, said.read(), told.read())
 
 
 def mgen(*words: str | Path, **environ: str) -> Took:
@@ -72,9 +74,9 @@ def memory(process: int) -> tuple[int, int]:
     """Bytes that a process and all below it hold now: those of no file, and all."""
     private = resident = 0
     for one in family(process):
-        sizes = _status(one)
-        private += sizes.get("RssAnon", 0)
-        resident += sizes.get("VmRSS", 0)
+        held = sizes(one)
+        private += held.get("RssAnon", 0)
+        resident += held.get("VmRSS", 0)
     return private, resident
 
 
@@ -90,9 +92,10 @@ def family(process: int) -> list[int]:
     return found
 
 
-def _status(process: int) -> Mapping[str, int]:
+def sizes(process: int, file: str = "status") -> dict[str, int]:
+    """Lines like `Rss: 12 kB` of a file of the kernel, in bytes; none of a process that has ended."""
     try:
-        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+        lines = Path(f"/proc/{process}/{file}").read_text().splitlines()
     except OSError:
         return {}
     pairs = (line.split(":") for line in lines if line.endswith(" kB"))

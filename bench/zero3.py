@@ -34,6 +34,7 @@ from genbio import opened, rows
 from mgen_aido.config import parse
 from mgen_aido.families import FM4BIO
 from mgen_aido.geometry import GEOMETRY
+from processes import family, sizes
 from safetensors.torch import save_file
 
 from mgen_core import launch
@@ -120,24 +121,12 @@ def start(folder: Path, words: Sequence[str]) -> Start:
     while (count := len(list(run.glob("parts/*/*.parquet")))) < PARTS:
         if count and not part:
             part = time.perf_counter() - begun
-        private = max([private, *map(anonymous, family(child.pid))])
+        private = max([private, *(sizes(rank).get("RssAnon", 0) for rank in family(child.pid))])
         time.sleep(0.01)
     child.terminate()
     child.communicate()
     shutil.rmtree(run)
     return Start(ready, float(found[1]), part or time.perf_counter() - begun, private)
-
-
-def family(process: int) -> list[int]:
-    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
-    return [process, *map(int, children)]
-
-
-def anonymous(process: int) -> int:
-    try:
-        return loading.sizes(process, "status").get("RssAnon", 0)
-    except OSError:  # it has ended
-        return 0
 
 
 # --------------------------------------------------------------------------- a large model
