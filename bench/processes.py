@@ -93,7 +93,7 @@ def family(process: int) -> list[int]:
 
 
 def sizes(process: int, file: str = "status") -> dict[str, int]:
-    """Lines like `Rss: 12 kB` of a file of the kernel, in bytes; none of a process that has ended."""
+    """Lines like `Rss: 12 kB` of a file of the kernel, in bytes; none when it has ended."""
     try:
         lines = Path(f"/proc/{process}/{file}").read_text().splitlines()
     except OSError:
