@@ -87,7 +87,9 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """The benchmarks that are named: `nox -s bench -- genbio`."""
+    """A benchmark, with its options: `nox -s bench -- ceiling --models esm2_8m`."""
+    if not session.posargs or session.posargs[0] not in BENCHES:
+        session.error(f"name one of {', '.join(BENCHES)}")
     install(session, "tests")
-    for name in session.posargs or session.error(f"name one: {', '.join(BENCHES)}"):
-        session.run("python", f"bench/{name}.py")
+    name, *words = session.posargs
+    session.run("python", f"bench/{name}.py", *words)

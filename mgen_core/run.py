@@ -32,7 +32,7 @@ from .machine import Machine, least, this_machine
 from .manifest import Manifest
 from .outcome import Outcome
 from .parts import Computed, write_parts
-from .plan import PlanSettings, Survey, deal, survey, unchanged
+from .plan import Failure, PlanSettings, Survey, deal, survey, unchanged
 from .ranks import Ranks
 from .record import begun_with, identify, record, reopen
 from .screen import Screen
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 ALONE = World()
 POLL_S = 0.5
+IN_MEMORY = 2**24  # bytes of rows set aside while planning; more are in a temporary file
 
 
 @dataclass
@@ -256,7 +257,7 @@ def make_plan(
     The latter are a JSON line each in a temporary file: there may be more than memory holds.
     Raises `MgenError` for an input of which no row can be computed, or too little disk.
     """
-    spool = tempfile.SpooledTemporaryFile(2**24, "w+", encoding="utf-8")  # noqa: SIM115
+    spool = tempfile.SpooledTemporaryFile(IN_MEMORY, "w+", encoding="utf-8")  # noqa: SIM115
     total = Survey()
     for item in survey(job.windows(settings), job.row_bytes):
         stop.check()
@@ -265,10 +266,19 @@ def make_plan(
             break
         screen.planning(item.first + item.rows)
         stop_at(item.failures, job.config)
-        spool.writelines(failure.line() for failure in item.failures)
+        _set_down(item.failures, spool)
     screen.planned(job, total)
     _check_plan(job, total)
     return total, spool
+
+
+def _set_down(failures: Collection[Failure], spool: IO[str]) -> None:
+    try:
+        spool.writelines(failure.line() for failure in failures)
+        spool.flush()
+    except OSError as error:
+        what = f"cannot keep the rows set aside for now: {error.strerror or error}"
+        raise RunError(what, "set TMPDIR to a folder with room") from error
 
 
 def _check_plan(job: Job, total: Survey) -> None:

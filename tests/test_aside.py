@@ -187,6 +187,17 @@ def test_on_error_stop_ends_at_the_first(tmp_path, place):
     assert (report.done, report.failed) == (28, 1)
 
 
+def test_no_room_for_the_rows_set_aside_while_planning(tmp_path, monkeypatch):
+    monkeypatch.setattr("mgen_core.run.IN_MEMORY", 10)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "absent"))
+    with pytest.raises(RunError, match="cannot keep the rows set aside for now: No such") as caught:
+        start(tmp_path, [*GOOD, "?"])
+    assert "TMPDIR" in caught.value.hint
+    assert not list((tmp_path / "run").glob("*.json"))
+    monkeypatch.undo()
+    assert start(tmp_path, [*GOOD, "?"]).failed == 1
+
+
 def test_many_reasons_in_one_table_in_input_order_and_counted(tmp_path):
     bad = [place.center(18, "K") for place in PLACES if place != "?"]
     mixed = [text for pair in zip(GOOD, bad) for text in pair] + GOOD[len(bad) :] + ["?", "A"]
