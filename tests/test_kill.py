@@ -106,6 +106,14 @@ def test_a_signal_ends_the_run_cleanly(tmp_path, number, code):
     assert subprocess.run(partial, capture_output=True).returncode == 0
 
 
+def test_ctrl_c_before_a_run_listens_for_it():
+    """Most of a second goes by until then: the command line is built first."""
+    build = "import os\nfrom mgen_core import cli\ncli.app = lambda: os.kill(os.getpid(), 2)\n"
+    child = [sys.executable, "-c", f"{build}cli.main()"]
+    ended = subprocess.run(child, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (130, "")
+
+
 def test_a_second_process_in_the_same_directory_is_refused(tmp_path):
     data, run = written(tmp_path / "genes.fna", 1600), tmp_path / "run"
     first = subprocess.Popen(command(data, run), stderr=subprocess.DEVNULL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import Annotated, Optional
 
@@ -62,6 +63,8 @@ def main() -> None:
     except BrokenPipeError:  # `mgen list backbones | head`
         sys.stderr.close()
         code = 0
+    except KeyboardInterrupt:  # before a run listens for it
+        code = 128 + signal.SIGINT
     # Not inside the handlers: the error would keep half-read files open until the very end,
     # where the threads that read them may outlive the interpreter.
     sys.exit(code)

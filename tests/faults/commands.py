@@ -54,17 +54,18 @@ class Child:
     def _run(self, words: Sequence[str], before: Callable[[], object]) -> None:
         code = 70
         try:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # not this program's code yet
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             file = os.open(self.said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(file, 1)
             os.dup2(file, 2)
             sys.stdout = os.fdopen(1, "w", closefd=False)
             sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             before()
             from mgen_core.cli import main
 
             sys.argv = ["mgen", *words]
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             main()
             code = 0
         except SystemExit as end:
