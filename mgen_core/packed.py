@@ -68,11 +68,10 @@ def unpacked(
     inputs: Inputs,
     streams: Mapping[int, Tensor],
     logits: Tensor | None = None,
-    tokens: Tensor | None = None,
 ) -> Activations:
     """What a backbone gives of packed rows: layers (T, H) and logits (T, V), each as (B, L, ...).
 
-    `inputs` has what `pack` gave; `tokens` is `Activations.tokens`.
+    `inputs` has what `pack` gave.
     """
     mask: Tensor = inputs["mask"]
 
@@ -80,4 +79,4 @@ def unpacked(
         return unpack(stream, inputs["slots"], *mask.shape)
 
     hidden = {number: padded(stream) for number, stream in streams.items()}
-    return Activations(hidden, mask, None if logits is None else padded(logits), tokens)
+    return Activations(hidden, mask, None if logits is None else padded(logits), inputs["real"])

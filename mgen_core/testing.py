@@ -148,6 +148,12 @@ def _check_activations(backbone: Backbone, found: Activations, rows: int) -> Non
     assert hidden.shape[2] == backbone.width, f"width is {backbone.width}, hidden {hidden.shape[2]}"
     assert found.mask.dtype == torch.bool, f"mask is {found.mask.dtype}, not bool"
     assert found.mask.shape == hidden.shape[:2], "mask and hidden differ in shape"
+    tokens = found.mask if found.tokens is None else found.tokens
+    assert tokens.dtype == torch.bool, f"tokens is {tokens.dtype}, not bool"
+    assert tokens.shape == found.mask.shape, "tokens and mask differ in shape"
+    assert bool((tokens | ~found.mask).all()), "mask is True where tokens is not"
+    if rows == 1:  # nothing to pad to
+        assert bool(tokens.all()), "no padding, but Activations.tokens (or mask) leaves tokens out"
     if found.logits is not None:
         assert found.logits.shape[2] == len(backbone.vocabulary), "logits do not fit vocabulary"
 

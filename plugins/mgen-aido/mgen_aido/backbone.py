@@ -127,7 +127,7 @@ class EncoderBackbone(Sequences):
 
     def forward(self, module: nn.Module, inputs: Inputs, want: Want) -> Activations:
         streams, logits = module(inputs, want.layers, want.logits)
-        return unpacked(inputs, streams, logits, inputs.get("real"))
+        return unpacked(inputs, streams, logits)
 
 
 def output_names(config: Config) -> tuple[str, ...]:

@@ -162,7 +162,9 @@ class AutoEncoder(Backbone):
         elif want.layers:
             self._check_states(module, len(output.hidden_states))
             hidden = {layer: output.hidden_states[layer] for layer in want.layers}
-        return Activations(hidden, inputs["residues"], output.logits if want.logits else None)
+        logits = output.logits if want.logits else None
+        tokens = inputs["model"]["attention_mask"].bool()
+        return Activations(hidden, inputs["residues"], logits, tokens)
 
     def _check_states(self, module: nn.Module, states: int) -> None:
         if states != self.depth + 1:

@@ -163,6 +163,13 @@ def test_residues_are_neither_special_tokens_nor_padding() -> None:
     assert inputs["mask"].int().tolist() == [[0, 1, 1, 1, 0], [0, 1, 0, 0, 0]]
 
 
+def test_special_tokens_are_told_from_padding(tmp_path: Path) -> None:
+    """Heads of ModelGenerator's tasks count them."""
+    found = run(esm2_folder(tmp_path), rows(5, 9), Want(layers=(2,)))
+    assert found.tokens is not None
+    assert found.tokens.sum(dim=1).tolist() == [7, 11]
+
+
 @pytest.mark.parametrize(
     ("given", "prepared", "note"),
     [
