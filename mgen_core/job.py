@@ -95,7 +95,7 @@ class Job:
 
     def work(self, batch: Batch, settings: PlanSettings) -> Work:
         """What the task runs for a batch."""
-        return make_work(batch, self.variants, self.measure, settings.batch_tokens)
+        return make_work(batch, self.variants, self.measure, settings)
 
     def windows(self, settings: PlanSettings) -> Iterator[Window]:
         """The plan, window by window, read from the input anew."""

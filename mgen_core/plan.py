@@ -215,7 +215,7 @@ def make_work(
     batch: Batch,
     variants: Callable[[Row], Sequence[Row]],
     measure: Callable[[Row], int],
-    budget: int,
+    settings: PlanSettings,
 ) -> Work:
     """The batch itself as one pass; several where the task runs variants of a row.
 
@@ -231,12 +231,14 @@ def make_work(
             expanded.append([])
             reasons[place] = str(error)
     passes: list[list[Row]] = [[]]
-    longest = 0
+    most = max(settings.batch_tokens, batch.computed)
+    longest = held = 0
     for row, tokens in (pair for pairs in expanded for pair in pairs):
-        longest = max(longest, tokens)
-        if passes[-1] and (len(passes[-1]) + 1) * longest > max(budget, batch.computed):
+        longest, held = max(longest, tokens), held + tokens
+        computed = held if settings.packed else (len(passes[-1]) + 1) * longest
+        if passes[-1] and computed > most:
             passes.append([])
-            longest = tokens
+            longest = held = tokens
         passes[-1].append(row)
     return Work(tuple(map(tuple, passes)), tuple(map(len, expanded)), reasons)
 

@@ -17,6 +17,7 @@ from mgen_core.plan import (
     PlanSettings,
     Survey,
     deal,
+    make_batches,
     make_work,
     survey,
     windows,
@@ -183,20 +184,30 @@ def test_a_failure_is_a_line_whatever_is_in_it():
     assert line.count("\n") == 1 and json.loads(line.encode())["row"] == 3
 
 
-@given(st.lists(st.integers(0, 4), min_size=1, max_size=8), st.integers(1, 30))
-def test_work_runs_every_variant_once_and_tells_who_has_none(counts, budget):
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=8), st.integers(1, 30), st.booleans())
+def test_work_runs_every_variant_once_and_tells_who_has_none(counts, budget, packed):
     def variants(row):
         if row.data == "0":
             raise RowError("none")
         return [row.with_data(f"{row.index}.{n}") for n in range(int(row.data))]
 
     entries = tuple(Entry(5, (Row(n, str(n), str(count)),)) for n, count in enumerate(counts))
-    work = make_work(Batch(0, entries, 5), variants, lambda row: 3, budget)
+    settings = PlanSettings(batch_tokens=budget, packed=packed)
+    work = make_work(Batch(0, entries, 5), variants, lambda row: 3, settings)
     ran = [row.data for rows in work.passes for row in rows]
     assert ran == [f"{n}.{m}" for n, count in enumerate(counts) for m in range(count)]
     assert work.counts == tuple(counts)
     assert work.reasons == {n: "none" for n, count in enumerate(counts) if count == 0}
     assert work.passes
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(1, 90), st.booleans())
+def test_a_batch_without_variants_is_one_pass(lengths, budget, packed):
+    entries = [Entry(tokens, (Row(n, str(n), "A" * tokens),)) for n, tokens in enumerate(lengths)]
+    settings = PlanSettings(batch_tokens=budget, packed=packed)
+    for batch in make_batches(entries, settings):
+        work = make_work(batch, lambda row: [row], lambda row: len(row.data), settings)
+        assert len(work.passes) == 1
 
 
 def test_changes_are_counted():
