@@ -2,8 +2,9 @@
 
 What is best depends on the model, the machine and the rows, and differs by a factor of two and
 more. So batches of the very plan are run at several budgets, in turn and at the same places of the
-plan: what padding costs counts. On a CPU processor time tells which is best: by the clock, a
-machine's other work would.
+plan: what padding costs counts. On a CPU the processor time of the thread that computes tells which
+is best: by the clock, a machine's other work would, and that of all threads leaves out what one
+waits for another.
 """
 
 from __future__ import annotations
@@ -128,15 +129,15 @@ def measure(
         most = f"{SECONDS:.0f} s or {SHARE:.0%} of the run"
         why = f"the usual number, measuring would take more than {most}"
         return Choice(usual(placement), why), engine
-    tokens = smallest_near_best(found)
+    tokens = first_near_best(found)
     memo.keep(FILE, key(job, placement, sample), tokens)
     return Choice(tokens, f"measured, speed {told(found)}"), engine
 
 
-def smallest_near_best(found: Mapping[int, float]) -> int:
-    """Of the budgets that are as good as the best: nobody can tell them apart."""
+def first_near_best(found: Mapping[int, float]) -> int:
+    """Of the budgets that are as good as the best: what is to be preferred is first."""
     best = min(found.values())
-    return min(budget for budget, cost in found.items() if cost <= best * NEAR)
+    return next(budget for budget, cost in found.items() if cost <= best * NEAR)
 
 
 def told(found: Mapping[int, float]) -> str:
@@ -176,7 +177,7 @@ def within_memory(job: Job, placement: Placement) -> list[int]:
 
 def laps(job: Job, engine: LocalEngine, sample: Sample, check: Check) -> RunLap:
     """Runs batches of the sample. A lap raises `RowError` and `OutOfMemory`."""
-    meter = time.process_time if engine.placement.on_cpu else time.perf_counter
+    meter = time.thread_time if engine.placement.on_cpu else time.perf_counter
 
     @cache
     def plan(budget: int) -> tuple[Batch, ...]:
@@ -209,7 +210,8 @@ def at(batches: Sequence[Batch], place: float) -> Batch:
 def race(budgets: Sequence[int], lap: RunLap, tokens: int) -> dict[int, float]:
     """Cost of a token at as many of the budgets as there is time for; none when it is too short.
 
-    The first of them is compared in any case: it is what would be taken without measuring.
+    In the order of the budgets. The first of them is compared in any case: it is what would be taken
+    without measuring.
     """
     lap(1, 1.0)  # the shortest row alone: weights that are mapped come to memory
     rate = pace(lap(1, 1.0))
