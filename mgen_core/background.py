@@ -5,10 +5,13 @@ from __future__ import annotations
 import queue
 import sys
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+
+LONGEST_REST_S = 1.0
 
 
 def beside(work: Callable[[], None], name: str) -> threading.Thread:
@@ -81,20 +84,28 @@ class Behind(Generic[T]):
     """Calls `work` on the items in one thread, in order, `most` items and `room` bytes behind.
 
     `work` gets all the items that are waiting, so that what costs once a call (a file, making it
-    durable) costs less the further it is behind.
+    durable) costs less the further it is behind. After a call it rests `rest` times as long as
+    that took, a second at most, unless half of the room is taken: work that takes a core from the
+    main thread comes in few pieces.
 
     Once `work` has raised, no further item is worked on and the exception comes out of the next
     `put`, or of leaving the `with` block: nothing is acknowledged after a failure.
     """
 
     def __init__(
-        self, work: Callable[[Sequence[T]], None], most: int = 256, room: int = 2**27
+        self,
+        work: Callable[[Sequence[T]], None],
+        most: int = 256,
+        room: int = 2**27,
+        rest: float = 0,
     ) -> None:
         self._work = work
         self._most = most
         self._room = room
+        self._rest = rest
         self._items: list[T] = []
         self._bytes = 0
+        self._full = False
         self._ended = False
         self._changed = threading.Condition()
         self._error: BaseException | None = None
@@ -102,6 +113,9 @@ class Behind(Generic[T]):
     def put(self, item: T, size: int = 0) -> None:
         """Hand over one item of so many bytes; waits while there is no room for it."""
         with self._changed:
+            if not self._fits(size):
+                self._full = True
+                self._changed.notify_all()
             self._changed.wait_for(lambda: self._error is not None or self._fits(size))
             self.check()
             self._items.append(item)
@@ -130,19 +144,28 @@ class Behind(Generic[T]):
             raise self._error
 
     def _run(self) -> None:
-        while waiting := self._taken():
+        rested = 0.0
+        while waiting := self._taken(rested):
             if self._error is None:
+                begun = time.monotonic()
                 try:
                     self._work(waiting)
                 except BaseException as error:
                     with self._changed:
                         self._error = error
                         self._changed.notify_all()
+                now = time.monotonic()
+                rested = now + min(self._rest * (now - begun), LONGEST_REST_S)
 
-    def _taken(self) -> list[T]:
-        """All that is waiting; nothing when nothing comes any more."""
+    def _taken(self, rested: float) -> list[T]:
+        """All that is waiting when it has rested; nothing when nothing comes any more."""
         with self._changed:
             self._changed.wait_for(lambda: self._items or self._ended)
-            taken, self._items, self._bytes = self._items, [], 0
+            self._changed.wait_for(self._pressed, max(rested - time.monotonic(), 0))
+            taken, self._items, self._bytes, self._full = self._items, [], 0, False
             self._changed.notify_all()
             return taken
+
+    def _pressed(self) -> bool:
+        half = 2 * self._bytes >= self._room or 2 * len(self._items) >= self._most
+        return half or self._full or self._ended or self._error is not None

@@ -210,8 +210,8 @@ def at(batches: Sequence[Batch], place: float) -> Batch:
 def race(budgets: Sequence[int], lap: RunLap, tokens: int) -> dict[int, float]:
     """Cost of a token at as many of the budgets as there is time for; none when it is too short.
 
-    In the order of the budgets. The first of them is compared in any case: it is what would be taken
-    without measuring.
+    In the order of the budgets. The first of them is compared in any case: it is what would be
+    taken without measuring.
     """
     lap(1, 1.0)  # the shortest row alone: weights that are mapped come to memory
     rate = pace(lap(1, 1.0))

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,7 +34,9 @@ def pack(
     - `real`: (B, L) bool, True at tokens: not at padding.
     - `slots`: (T,) int64, where each token goes in B x L; None when the stream is in place.
     """
-    length = torch.tensor([len(row) for row in rows])[:, None]
+    # numpy, for it is done beside the passes: for each operation of torch two threads would hand
+    # the interpreter to each other.
+    length = np.array([len(row) for row in rows])[:, None]
     if pads:
         width = max(map(len, rows))
         rows = [row.ljust(width, PAD) for row in rows]
@@ -41,18 +44,17 @@ def pack(
     order = sorted(range(len(rows)), key=lambda number: -lengths[number])
     width = lengths[order[0]]
     spans = tuple((len(list(same)), n) for n, same in groupby(lengths[row] for row in order))
-    stream = bytearray(b"".join(rows[number] for number in order))
-    positions = torch.cat([torch.arange(size).repeat(count) for count, size in spans])
-    starts = torch.tensor(order) * width
-    counts = torch.tensor([lengths[number] for number in order])
-    column = torch.arange(width)
+    tokens = np.frombuffer(b"".join(rows[number] for number in order), np.uint8)
+    column = np.arange(width)
+    positions = np.concatenate([np.tile(column[:size], count) for count, size in spans])
+    starts = np.repeat(np.array(order) * width, [lengths[number] for number in order])
     return {
-        "tokens": torch.frombuffer(stream, dtype=torch.uint8).long(),
-        "positions": positions,
+        "tokens": torch.from_numpy(tokens.astype(np.int64)),
+        "positions": torch.from_numpy(positions),
         "spans": spans,
-        "mask": (column >= before) & (column < length - after),
-        "real": column < length,
-        "slots": None if len(spans) == 1 else starts.repeat_interleave(counts) + positions,
+        "mask": torch.from_numpy((column >= before) & (column < length - after)),
+        "real": torch.from_numpy(column < length),
+        "slots": None if len(spans) == 1 else torch.from_numpy(starts + positions),
     }
 
 

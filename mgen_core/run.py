@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 ALONE = World()
 POLL_S = 0.5
+REST = 50  # times as long as writing a part took, no other is written: it costs at most 2 %
 IN_MEMORY = 2**24  # bytes of rows set aside while planning; more are in a temporary file
 
 
@@ -413,7 +414,7 @@ def compute(
     turns = Turns(engine, job.cost, screen.learned)
     outcome: Outcome | None = None
     start = time.perf_counter()
-    with Behind(commit) as writer, contextlib.closing(ahead(passes())) as ready:
+    with Behind(commit, rest=REST) as writer, contextlib.closing(ahead(passes())) as ready:
 
         def use(piece: Piece, came: Columns | Fault) -> None:
             nonlocal outcome, start

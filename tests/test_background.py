@@ -66,6 +66,35 @@ def test_what_waits_is_worked_on_together():
     assert len(calls) <= 2
 
 
+def test_between_two_calls_it_rests_as_often_as_it_was_told():
+    calls = []
+
+    def work(numbers):
+        calls.append(list(numbers))
+        time.sleep(0.01)
+
+    with Behind(work, rest=9) as behind:
+        for n in range(40):
+            behind.put(n)
+            time.sleep(0.005)
+        begun = time.monotonic()
+    assert time.monotonic() - begun < 0.09, "it rested at the end"
+    assert [number for call in calls for number in call] == list(range(40))
+    assert len(calls) <= 6  # of 0.1 s each, in 0.2 s and more
+
+
+@pytest.mark.parametrize("limit", [{"most": 4}, {"room": 40}, {"room": 100}])
+def test_what_needs_room_ends_its_rest(limit):
+    def work(numbers):
+        time.sleep(0.01)
+
+    begun = time.monotonic()
+    with Behind(work, rest=1000, **limit) as behind:
+        for size in [10] * 8 + [90]:
+            behind.put(size, size)
+    assert time.monotonic() - begun < 0.5
+
+
 @pytest.mark.parametrize("limit", [{"most": 3}, {"room": 30}])
 def test_no_more_waits_than_there_is_room_for(limit):
     taken, free = [], threading.Event()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mgen_core import MgenError, RowError, budget, memo
 from mgen_core.api import Row
-from mgen_core.budget import Lap, race, first_near_best
+from mgen_core.budget import Lap, first_near_best, race
 from mgen_core.config import make_config
 from mgen_core.plan import Entry, PlanSettings, make_batches
 from mgen_core.run import plan_only, run
