@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 LETTERS = "ACGT"
+ASKED = (signal.SIGINT, signal.SIGTERM)
 
 
 def table(path: Path, rows: int = 1500) -> Path:
@@ -47,19 +48,23 @@ class Child:
         self.began = time.perf_counter()
         sys.stdout.flush()
         sys.stderr.flush()
+        # A signal that comes before the child is itself would be taken for one to this program.
+        signal.pthread_sigmask(signal.SIG_BLOCK, ASKED)
         self.pid = os.fork()
         if self.pid == 0:
             self._run(words, before)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKED)
 
     def _run(self, words: Sequence[str], before: Callable[[], object]) -> None:
         code = 70
         try:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # not this program's code yet
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            for number in ASKED:
+                signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKED)
             file = os.open(self.said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(file, 1)
             os.dup2(file, 2)
-            sys.stdout = os.fdopen(1, "w", closefd=False)
+            sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
             sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
             before()
             from mgen_core.cli import main
@@ -72,8 +77,7 @@ class Child:
             code = end.code if isinstance(end.code, int) else 0
         except BaseException:
             traceback.print_exc()
-        finally:
-            sys.stdout.flush()
+        finally:  # nothing but this: what interrupted it would go on as the program of the tests
             os._exit(code)
 
     def over(self) -> bool:
